@@ -1,0 +1,80 @@
+"""The only module that configures Numba: decorators, foreign functions, and where compiled code is cached.
+
+Nothing else imports numba. Compiled functions of the data plane are declared with `compiled`; it forbids reference
+counting (`_nrt=False`), which makes any allocation inside the plane a compile error. The cache directory carries a
+digest of every source file of ours and of the versions of numba and numpy, because Numba's own cache does not notice
+that a callee or a constant in another file has changed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar, cast
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+_ROOT = Path(__file__).resolve().parent.parent
+_COMPILED_PACKAGES = ("config", "daemon", "backends")
+
+
+def _source_digest() -> str:
+    """Digest of all our sources and of the compiler's versions, so that a stale cache can never be used."""
+    digest = hashlib.sha256()
+    for package in _COMPILED_PACKAGES:
+        for path in sorted((_ROOT / package).rglob("*.py")):
+            digest.update(str(path.relative_to(_ROOT)).encode())
+            digest.update(path.read_bytes())
+    for name in ("numba", "numpy", "llvmlite"):
+        digest.update(importlib.metadata.version(name).encode())
+    digest.update(sys.version.encode())
+    return digest.hexdigest()[:16]
+
+
+def cache_directory() -> Path:
+    """Where compiled code is kept: STREAMING_DAEMON_CACHE_DIR, systemd's CACHE_DIRECTORY, or the user's cache."""
+    chosen = os.environ.get("STREAMING_DAEMON_CACHE_DIR") or os.environ.get("CACHE_DIRECTORY")
+    if chosen:
+        base = Path(chosen.split(":")[0])
+    else:
+        base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "streaming-daemon"
+    return base / f"numba-{_source_digest()}"
+
+
+if "NUMBA_CACHE_DIR" not in os.environ:
+    os.environ["NUMBA_CACHE_DIR"] = str(cache_directory())
+
+import numba  # noqa: E402  (the cache directory must be known before numba is imported)
+from numba import types  # noqa: E402
+from numba.extending import intrinsic, overload  # noqa: E402
+
+if not __debug__:
+    message = "assertions guard the data plane's memory: run without -O and without PYTHONOPTIMIZE"
+    raise RuntimeError(message)
+
+F = TypeVar("F", bound="Callable[..., Any]")
+
+JIT_DISABLED = bool(numba.config.DISABLE_JIT)
+
+
+def compiled(function: F) -> F:
+    """Compile to machine code that holds no GIL, allocates nothing and is cached on disk."""
+    return cast("F", numba.njit(nogil=True, cache=True, _nrt=False, error_model="numpy")(function))
+
+
+def inlined(function: F) -> F:
+    """As `compiled`, inlined by LLVM into its callers: for helpers of a few lines."""
+    decorate = numba.njit(nogil=True, cache=True, _nrt=False, error_model="numpy", forceinline=True)
+    return cast("F", decorate(function))
+
+
+def foreign(symbol: str, result: Any, *arguments: Any) -> Any:
+    """A C function of this process by name; callable from compiled code only. The name is resolved when loaded."""
+    return types.ExternalFunction(symbol, result(*arguments))
+
+
+__all__ = ["JIT_DISABLED", "cache_directory", "compiled", "foreign", "inlined", "intrinsic", "overload", "types"]

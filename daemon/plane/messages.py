@@ -1,0 +1,145 @@
+"""The messages between the planes: commands go down a pipe, events come up one pipe per consumer thread.
+
+A command is a header of 128 bytes, then its payload, padded to a multiple of 64; it is written whole, at most 4,096
+bytes, without blocking, so that the kernel keeps it in one piece and several writers can share the pipe. An event is
+one record of 64 bytes. docs/contract.md says what each means and who may send it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+MESSAGE_BYTES_MAX = 4096
+COMMAND_BYTES = 128
+PAYLOAD_BYTES_MAX = MESSAGE_BYTES_MAX - COMMAND_BYTES
+PAYLOAD_ALIGNMENT = 64
+EVENT_BYTES = 64
+TEXT_BYTES_MAX = 64
+
+# Commands. O: control plane only, W: the worker that feeds the stream, B: both.
+OPEN = 1  # O  answer to HANDOFF: what to stream, or (source NONE) the response that refuses
+START = 2  # W  a worker has taken the stream from the queue: llm_queued -> llm_pending
+PUSH = 3  # W  payload bytes travel inside the message
+PUSH_RANGE = 4  # W  bytes by address and length, the sender's until given back
+FINISH = 5  # W  the source's end: the payload, then close
+STOP = 6  # B  end now: the head part of the payload if no head has left, otherwise the rest
+BODY_RETURN = 7  # W  the body buffer of the last BODY event is free again
+ADOPT = 8  # O  take a socket of this process as if it had been handed over
+DRAIN = 9  # O  accept no more; LISTENER_IDLE follows when the listener is the control plane's to close
+SHUTDOWN_PLANE = 10  # O  leave the loop; every slot is free, or `flags` has FORCE
+PING = 11  # O  PONG follows with the same `cookie`
+TABLE = 12  # O  copy the stream table for reading; TABLE_READY follows
+CONFIGURE = 13  # O  new values of the limits a SIGHUP may change
+RETRY = 14  # O  llm_pending -> llm_queued, before the first byte only
+
+# Command flags.
+STANDARD_HEAD = 1  # the streaming response head is put before the payload
+CHUNKED = 2  # OPEN: the body is sent in HTTP/1.1 chunks
+QUEUED = 4  # OPEN: a worker will START it (llm_queued); otherwise the plane makes it (streaming)
+COMPLETE = 8  # FINISH: a true end, so a chunked body gets its last chunk
+FORCE = 16  # SHUTDOWN_PLANE: whatever is still open is abandoned
+KEEP_HALF_OPEN = 32  # OPEN: a client's FIN does not end the stream
+REFUSAL = 64  # OPEN: the payload is a whole HTTP response; linger so that the client can read it
+BODY_LENGTH = 128  # OPEN: `length` bytes of body follow on the socket
+BODY_CHUNKED = 256  # OPEN: a chunked body follows on the socket
+BODY_PREFIX = 512  # OPEN: the payload's last `prefix_bytes` bytes are body that was already read
+CONTINUE_100 = 1024  # OPEN: the client waits for `100 Continue`
+
+# Sources of an OPEN.
+SOURCE_NONE = 0
+SOURCE_PACED = 1
+SOURCE_PUSHED = 2
+
+# Events. C: to the control plane, W: to the stream's worker channel.
+HANDOFF = 1  # C  a socket arrived (or was adopted): answer with OPEN
+EXPIRED = 2  # C  a deadline of an open stream passed: answer with STOP
+ENDED = 3  # C  the slot is free: how the stream ended and what it sent
+RELEASED = 4  # W  bytes and ranges that are the sender's again (cumulative counts)
+BODY = 5  # W  a piece of the upload, or its end
+STOPPED = 6  # W  last message of a stream to its worker; everything is given back
+LISTENER_IDLE = 7  # C  no accept is in flight any more
+PONG = 8  # C
+TABLE_READY = 9  # C
+ACCEPT_PAUSED = 10  # C  accepting stopped for want of descriptors or slots; `reason` is the errno or 0
+ACCEPT_RESUMED = 11  # C
+
+# Event flags of HANDOFF.
+DATA_TRUNCATED = 1  # the message was larger than limits.handoff_bytes_max
+CONTROL_TRUNCATED = 2  # the kernel dropped descriptors
+EXTRA_DESCRIPTORS = 4  # more than one came; the others are closed
+ADOPTED = 8  # by ADOPT: `count` is its cookie and there is no data
+# Event flags of BODY.
+BODY_LAST = 1  # the upload is complete with this piece
+BODY_TRUNCATED = 2  # the client's FIN or reset came first
+BODY_MALFORMED = 4  # the chunked framing is wrong
+
+
+def _record(names: list[tuple[str, str, int]], size: int) -> Any:
+    fields = {
+        "names": [name for name, _, _ in names],
+        "formats": [kind for _, kind, _ in names],
+        "offsets": [offset for _, _, offset in names],
+        "itemsize": size,
+    }
+    return np.dtype((np.record, fields))  # type: ignore[arg-type]
+
+
+COMMAND = _record(
+    [
+        ("kind", "<u2", 0),
+        ("flags", "<u2", 2),
+        ("total_bytes", "<u4", 4),  # header, payload and padding
+        ("slot", "<u4", 8),
+        ("generation", "<u4", 12),
+        ("payload_bytes", "<u4", 16),
+        ("head_bytes", "<u4", 20),  # leading part of the payload that is head: never chunk-framed
+        ("text_bytes", "<u4", 24),  # OPEN: part before the head that is the stream's text for its script
+        ("prefix_bytes", "<u4", 28),  # OPEN: trailing part that is body already read (BODY_PREFIX)
+        ("source", "<u2", 32),
+        ("channel", "<u2", 34),  # START: the event channel of the worker
+        ("reason", "<u2", 36),  # FINISH, STOP: what ENDED will say
+        ("script", "<u2", 38),
+        ("client_fd", "<i4", 40),  # ADOPT
+        ("cookie", "<i8", 48),  # ADOPT, PING
+        ("address", "<i8", 56),  # PUSH_RANGE
+        ("length", "<i8", 64),  # PUSH_RANGE; OPEN: Content-Length of the body
+        ("message_count", "<i8", 72),  # paced: how many messages
+        ("interval_ps", "<i8", 80),  # paced: picoseconds between messages, 0 = as fast as the socket takes
+        ("latency_ms", "<u4", 88),  # paced: silence before the first byte
+        ("stream_timeout_ms", "<u4", 92),  # 0 = none, here and below
+        ("queue_timeout_ms", "<u4", 96),
+        ("first_byte_timeout_ms", "<u4", 100),
+        ("silence_timeout_ms", "<u4", 104),
+        ("keep_alive_ms", "<u4", 108),
+        ("write_timeout_ms", "<u4", 112),
+        ("linger_timeout_ms", "<u4", 116),
+        ("handoff_timeout_ms", "<u4", 120),  # CONFIGURE
+    ],
+    COMMAND_BYTES,
+)
+
+EVENT = _record(
+    [
+        ("kind", "<u2", 0),
+        ("flags", "<u2", 2),
+        ("slot", "<u4", 4),
+        ("generation", "<u4", 8),
+        ("reason", "<u2", 12),
+        ("state", "<u2", 14),  # ENDED, EXPIRED: the state it was in
+        ("address", "<i8", 16),  # HANDOFF, BODY: where the bytes are
+        ("length", "<i8", 24),  # HANDOFF, BODY: how many; ENDED: ns from accept to first byte, -1 = never
+        ("client_fd", "<i4", 32),
+        ("peer_fd", "<i4", 36),
+        ("time_ns", "<i8", 40),  # CLOCK_MONOTONIC of the accept (HANDOFF, ENDED)
+        ("bytes", "<i8", 48),  # ENDED: sent; RELEASED: inline bytes given back so far
+        ("count", "<i8", 56),  # ENDED: messages; RELEASED: ranges given back so far; PONG, adopted: cookie
+    ],
+    EVENT_BYTES,
+)
+
+
+def padded(payload_bytes: int) -> int:
+    """Total size of a command with this payload, a multiple of 64."""
+    return COMMAND_BYTES + (payload_bytes + PAYLOAD_ALIGNMENT - 1) // PAYLOAD_ALIGNMENT * PAYLOAD_ALIGNMENT

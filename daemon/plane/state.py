@@ -1,0 +1,70 @@
+"""The states of a slot, the reasons a stream ends for, and the one table of permitted transitions.
+
+`STATES` and `TRANSITIONS` are the specification; the diagram in docs/architecture.md is generated from them. What the
+kernel still holds for a slot (`in_flight`) is kept apart from its state.
+"""
+
+from __future__ import annotations
+
+FREE = 0
+ACCEPTING = 1  # a peer is connected, nothing has been asked of it yet
+RECEIVING_FD = 2  # waiting for the message with the descriptor
+PARSING = 3  # the control plane looks at it; the client's descriptor is its
+LLM_QUEUED = 4  # waits for a worker
+LLM_PENDING = 5  # a worker has it; nothing sent yet
+STREAMING = 6
+CLOSING = 7  # no more output; cancelling, lingering, closing
+
+STATES = ("free", "accepting", "receiving_fd", "parsing", "llm_queued", "llm_pending", "streaming", "closing")
+
+TRANSITIONS: dict[int, tuple[int, ...]] = {
+    FREE: (ACCEPTING, PARSING),  # PARSING: a socket adopted from the HTTP front
+    ACCEPTING: (RECEIVING_FD, CLOSING),
+    RECEIVING_FD: (PARSING, CLOSING),
+    PARSING: (LLM_QUEUED, STREAMING, CLOSING),
+    LLM_QUEUED: (LLM_PENDING, STREAMING, CLOSING),  # STREAMING: an answer that refuses
+    LLM_PENDING: (STREAMING, LLM_QUEUED, CLOSING),  # LLM_QUEUED: a retry before the first byte
+    STREAMING: (CLOSING,),
+    CLOSING: (FREE,),
+}
+
+# Reasons. The order is the wire format of ENDED and the label of streams_ended_total.
+COMPLETE = 0
+CLIENT_GONE = 1
+WRITE_TIMEOUT = 2
+STREAM_TIMEOUT = 3
+QUEUE_TIMEOUT = 4
+FIRST_BYTE_TIMEOUT = 5
+SILENCE_TIMEOUT = 6
+BACKEND_ERROR = 7
+REFUSED = 8
+SHUTDOWN = 9
+HANDOFF_TIMEOUT = 10
+HANDOFF_EMPTY = 11
+HANDOFF_NO_DESCRIPTOR = 12
+HANDOFF_ERROR = 13
+SEND_ERROR = 14
+PROTOCOL = 15
+BODY_TRUNCATED = 16
+DESCRIPTOR_REFUSED = 17
+
+REASONS = (
+    "complete",
+    "client_gone",
+    "write_timeout",
+    "stream_timeout",
+    "queue_timeout",
+    "first_byte_timeout",
+    "silence_timeout",
+    "backend_error",
+    "refused",
+    "shutdown",
+    "handoff_timeout",
+    "handoff_empty",
+    "handoff_no_descriptor",
+    "handoff_error",
+    "send_error",
+    "protocol",
+    "body_truncated",
+    "descriptor_refused",
+)
