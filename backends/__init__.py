@@ -1,0 +1,1 @@
+"""Backends: where the bytes of a stream come from. They import config, never daemon."""

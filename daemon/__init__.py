@@ -1,0 +1,1 @@
+"""The daemon: takes client sockets over SCM_RIGHTS and streams on them."""

@@ -1,0 +1,1 @@
+"""Programs that stand beside the daemon: the demo, a handoff client, the test runner, the bench."""
