@@ -49,7 +49,7 @@ if "NUMBA_CACHE_DIR" not in os.environ:
     os.environ["NUMBA_CACHE_DIR"] = str(cache_directory())
 
 import numba  # noqa: E402  (the cache directory must be known before numba is imported)
-from numba import types  # noqa: E402
+from numba import from_dtype, types  # noqa: E402
 from numba.extending import intrinsic, overload  # noqa: E402
 
 if not __debug__:
@@ -77,4 +77,4 @@ def foreign(symbol: str, result: Any, *arguments: Any) -> Any:
     return types.ExternalFunction(symbol, result(*arguments))
 
 
-__all__ = ["JIT_DISABLED", "cache_directory", "compiled", "foreign", "inlined", "intrinsic", "overload", "types"]
+__all__ = ["JIT_DISABLED", "cache_directory", "compiled", "foreign", "from_dtype", "inlined", "intrinsic", "overload", "types"]

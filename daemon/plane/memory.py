@@ -23,7 +23,7 @@ def copy_bytes(destination: int, source: int, count: int) -> None:
 
 @overload(copy_bytes, inline="always")
 def _copy_bytes(destination: Any, source: Any, count: Any) -> Any:
-    def copy(destination: int, source: int, count: int) -> None:
+    def copy(destination: Any, source: Any, count: Any) -> Any:
         _memmove(destination, source, count)
 
     return copy
@@ -45,7 +45,7 @@ def _load_acquire(_context: Any, address: Any) -> Any:
 
 @overload(load_acquire, inline="always")
 def _load_acquire_compiled(address: Any) -> Any:
-    def load(address: int) -> int:
+    def load(address: Any) -> Any:
         return _load_acquire(address)
 
     return load
@@ -68,7 +68,7 @@ def _store_release(_context: Any, address: Any, value: Any) -> Any:
 
 @overload(store_release, inline="always")
 def _store_release_compiled(address: Any, value: Any) -> Any:
-    def store(address: int, value: int) -> None:
+    def store(address: Any, value: Any) -> Any:
         _store_release(address, value)
 
     return store
@@ -89,7 +89,7 @@ def _full_fence(_context: Any) -> Any:
 
 @overload(full_fence, inline="always")
 def _full_fence_compiled() -> Any:
-    def fence() -> None:
+    def fence() -> Any:
         _full_fence()
 
     return fence

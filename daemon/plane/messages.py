@@ -46,6 +46,25 @@ BODY_LENGTH = 128  # OPEN: `length` bytes of body follow on the socket
 BODY_CHUNKED = 256  # OPEN: a chunked body follows on the socket
 BODY_PREFIX = 512  # OPEN: the payload's last `prefix_bytes` bytes are body that was already read
 CONTINUE_100 = 1024  # OPEN: the client waits for `100 Continue`
+PARTIAL = 2048  # PUSH: the payload ends inside an event, so no keep-alive may follow it
+KEEP_ALIVE = 4096  # PUSH by the control plane: head and comment, no token; deadlines and state stay
+
+# Flags the plane keeps beside those of OPEN in a stream's `flags`.
+FLAG_HEAD_SENT = 1 << 16  # a head has been queued: errors are events from now on
+FLAG_SOURCE_DONE = 1 << 17  # the source's end is queued
+FLAG_INPUT_SEEN = 1 << 18  # the client has sent bytes nobody reads
+FLAG_ABORT = 1 << 19  # closing without sending what is queued
+FLAG_STOPPED = 1 << 20  # STOPPED has been raised
+FLAG_ENDED = 1 << 21  # ENDED has been raised
+FLAG_LINGER = 1 << 22  # give the client time to read, discarding its input
+FLAG_SHUT = 1 << 23  # our side is shut down
+FLAG_DRAINED = 1 << 24  # the client's input is at its end, or we no longer care
+FLAG_PARTIAL = 1 << 25  # inside an event
+FLAG_EXPIRED = 1 << 26  # EXPIRED has been sent; the plane acts by itself if no STOP comes
+FLAG_KEEP_ALIVE_DUE = 1 << 27
+FLAG_POLLED = 1 << 28  # the client was polled at least once, so FLAG_INPUT_SEEN can be believed
+FLAG_BODY_LENT = 1 << 29  # the body buffer is the worker's
+FLAG_TRUE_END = 1 << 30
 
 # Sources of an OPEN.
 SOURCE_NONE = 0
@@ -64,6 +83,7 @@ PONG = 8  # C
 TABLE_READY = 9  # C
 ACCEPT_PAUSED = 10  # C  accepting stopped for want of descriptors or slots; `reason` is the errno or 0
 ACCEPT_RESUMED = 11  # C
+KEEP_ALIVE_DUE = 12  # C  no head has left and the keep-alive interval has passed: PUSH with the KEEP_ALIVE flag may answer
 
 # Event flags of HANDOFF.
 DATA_TRUNCATED = 1  # the message was larger than limits.handoff_bytes_max

@@ -1,0 +1,1 @@
+"""The epoll kernel: the same submissions and completions, served with non-blocking system calls."""

@@ -1,0 +1,359 @@
+"""Commands down: one read in flight on the pipe; every whole command in the buffer is carried out, the rest kept.
+
+Carrying out a command needs no submission and never waits: it changes the stream and asks for service. A command for a
+slot of another generation, or for a stream that is closing, is dropped and counted: it crossed with the stream's end.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from config.compilation import compiled, inlined
+from daemon.plane import messages as m
+from daemon.plane import state as st
+from daemon.plane.body import CHUNK_SIZE, COUNTED, DONE
+from daemon.plane.closing import begin_closing
+from daemon.plane.counters import COMMANDS, COMMANDS_STALE, HISTOGRAM_HANDOFF, HISTOGRAM_QUEUE_WAIT, MESSAGES_SENT
+from daemon.plane.events import GLOBAL_PONG, GLOBAL_TABLE_READY
+from daemon.plane.handoff import add_stray
+from daemon.plane.lists import body_buffer_take, handoff_buffer_give, ready_push
+from daemon.plane.memory import copy_bytes
+from daemon.plane.output import append_body, append_last_chunk, append_range, append_raw, discard_output, room_for
+from daemon.plane.submissions import prepare_read, room
+from daemon.plane.table import (
+    COMMAND_BUFFER_BYTES,
+    CONTINUE_BYTES,
+    CONTINUE_OFFSET,
+    WAITING_MAX,
+    adopted_of,
+    command_of,
+    count,
+    observe,
+    stream_of,
+)
+from daemon.plane.tag import READ_COMMANDS, SEND, SLOT_NONE, pack
+
+MILLISECOND_NS = 1_000_000
+_OPEN_FLAGS = m.CHUNKED | m.KEEP_HALF_OPEN
+
+
+@inlined
+def _payload(plane: Any, offset: int) -> int:
+    return int(plane.commands + offset + m.COMMAND_BYTES)
+
+
+@inlined
+def _append_payload(plane: Any, stream: Any, command: Any, address: int) -> bool:
+    """Head (once per stream) and body of a payload. False when the sender has sent more than its credit allows."""
+    head_bytes = int(command.head_bytes)
+    body_bytes = int(command.payload_bytes) - int(command.text_bytes) - head_bytes - int(command.prefix_bytes)
+    standard = plane.head_bytes if command.flags & m.STANDARD_HEAD else 0
+    if body_bytes < 0 or not room_for(plane, stream, head_bytes + standard + body_bytes):
+        return False
+    if not stream.flags & m.FLAG_HEAD_SENT:
+        if standard > 0:
+            append_raw(plane, stream, plane.templates, standard)
+        if head_bytes > 0:
+            append_raw(plane, stream, address, head_bytes)
+        if standard + head_bytes > 0:
+            stream.flags |= m.FLAG_HEAD_SENT
+    append_body(plane, stream, address + head_bytes, body_bytes)
+    return True
+
+
+@compiled
+def _open(plane: Any, slot: int, offset: int) -> None:
+    """The answer to a HANDOFF: what to stream, a place in the queue, or a refusal."""
+    stream, command = stream_of(plane, slot), command_of(plane, offset)
+    now = plane.now_ns
+    observe(plane, HISTOGRAM_HANDOFF, now - stream.accepted_ns)
+    if stream.handoff_buffer >= 0:
+        handoff_buffer_give(plane, stream.handoff_buffer)
+        stream.handoff_buffer = -1
+    if stream.peer_fd >= 0:
+        add_stray(plane, stream.peer_fd)
+        stream.peer_fd = -1
+    stream.flags = int(command.flags) & _OPEN_FLAGS
+    stream.source = command.source
+    stream.write_timeout_ns = int(command.write_timeout_ms) * MILLISECOND_NS
+    stream.linger_ns = int(command.linger_timeout_ms) * MILLISECOND_NS
+    stream.reason = command.reason
+    text_bytes = min(int(command.text_bytes), m.TEXT_BYTES_MAX)
+    if text_bytes > 0:
+        copy_bytes(plane.texts + slot * m.TEXT_BYTES_MAX, _payload(plane, offset), text_bytes)
+    stream.text_bytes = text_bytes
+    if command.source == m.SOURCE_NONE and command.payload_bytes == 0:
+        begin_closing(plane, slot, stream.reason)
+        return
+    if command.flags & m.CONTINUE_100:
+        append_raw(plane, stream, plane.constants + CONTINUE_OFFSET, CONTINUE_BYTES)
+    fits = _append_payload(plane, stream, command, _payload(plane, offset) + int(command.text_bytes))
+    assert fits, "an OPEN fits in an empty block"
+    if command.source == m.SOURCE_NONE:
+        stream.state = st.STREAMING
+        stream.flags |= m.FLAG_SOURCE_DONE | m.FLAG_LINGER
+        stream.reason = command.reason if command.reason else st.REFUSED
+    else:
+        _open_source(plane, slot, offset)
+    ready_push(plane, slot)
+
+
+@inlined
+def _open_source(plane: Any, slot: int, offset: int) -> None:
+    """Deadlines and source of a stream that is admitted."""
+    stream, command = stream_of(plane, slot), command_of(plane, offset)
+    now = plane.now_ns
+    stream.keep_alive_ns = int(command.keep_alive_ms) * MILLISECOND_NS
+    stream.keep_alive_at_ns = now
+    stream.silence_ns = int(command.silence_timeout_ms) * MILLISECOND_NS
+    stream.first_byte_timeout_ns = int(command.first_byte_timeout_ms) * MILLISECOND_NS
+    if command.stream_timeout_ms > 0:
+        stream.stream_deadline_ns = now + int(command.stream_timeout_ms) * MILLISECOND_NS
+    if command.source == m.SOURCE_PACED:
+        stream.state = st.STREAMING
+        stream.script = command.script
+        stream.message_total = command.message_count
+        stream.interval_ps = command.interval_ps
+        stream.pace_start_ns = now + int(command.latency_ms) * MILLISECOND_NS
+        return
+    stream.state = st.LLM_QUEUED
+    stream.interval_ps = 1
+    stream.queued_ns = now
+    if command.queue_timeout_ms > 0:
+        stream.phase_deadline_ns = now + int(command.queue_timeout_ms) * MILLISECOND_NS
+    if command.flags & (m.BODY_LENGTH | m.BODY_CHUNKED):
+        _open_body(plane, slot, offset)
+
+
+@inlined
+def _open_body(plane: Any, slot: int, offset: int) -> None:
+    """A body follows on the socket; what was already read of it is put into the stream's body buffer."""
+    stream, command = stream_of(plane, slot), command_of(plane, offset)
+    stream.body_buffer = body_buffer_take(plane)
+    assert stream.body_buffer >= 0, "admission counts bodies"
+    stream.body_state = COUNTED if command.flags & m.BODY_LENGTH else CHUNK_SIZE
+    stream.body_remaining = command.length if command.flags & m.BODY_LENGTH else 0
+    prefix_bytes = int(command.prefix_bytes)
+    if prefix_bytes > 0:
+        source = _payload(plane, offset) + int(command.payload_bytes) - prefix_bytes
+        copy_bytes(plane.bodies + stream.body_buffer * plane.body_buffer_bytes, source, prefix_bytes)
+    stream.body_raw_bytes = prefix_bytes
+
+
+@inlined
+def _start(plane: Any, slot: int, command: Any) -> None:
+    """A worker has the stream now."""
+    stream = stream_of(plane, slot)
+    if stream.state != st.LLM_QUEUED:
+        count(plane, COMMANDS_STALE, 1)
+        return
+    stream.state = st.LLM_PENDING
+    stream.channel = command.channel
+    observe(plane, HISTOGRAM_QUEUE_WAIT, plane.now_ns - stream.queued_ns)
+    stream.phase_deadline_ns = plane.now_ns + stream.first_byte_timeout_ns if stream.first_byte_timeout_ns else 0
+    ready_push(plane, slot)
+
+
+@inlined
+def _source_spoke(plane: Any, stream: Any, flags: int) -> None:
+    """The source has handed something over: the first makes it streaming, each restarts the silence."""
+    if stream.state != st.STREAMING:
+        stream.state = st.STREAMING
+    stream.flags &= ~m.FLAG_PARTIAL
+    if flags & m.PARTIAL:
+        stream.flags |= m.FLAG_PARTIAL
+    if not stream.flags & m.FLAG_EXPIRED:
+        stream.phase_deadline_ns = plane.now_ns + stream.silence_ns if stream.silence_ns else 0
+
+
+@inlined
+def _push(plane: Any, slot: int, offset: int) -> None:
+    """Bytes of the source, inside the message or by address."""
+    stream, command = stream_of(plane, slot), command_of(plane, offset)
+    if stream.flags & m.FLAG_SOURCE_DONE:
+        count(plane, COMMANDS_STALE, 1)
+        return
+    if command.flags & m.KEEP_ALIVE and stream.flags & m.FLAG_HEAD_SENT:
+        return  # the worker spoke in the meantime
+    if command.kind == m.PUSH:
+        taken = _append_payload(plane, stream, command, _payload(plane, offset))
+    else:
+        taken = append_range(plane, slot, command.address, command.length)
+    if not taken:
+        begin_closing(plane, slot, st.PROTOCOL)
+        return
+    if not command.flags & m.KEEP_ALIVE:
+        _source_spoke(plane, stream, int(command.flags))
+        stream.message_count += 1
+        count(plane, MESSAGES_SENT, 1)
+    ready_push(plane, slot)
+
+
+@inlined
+def _finish(plane: Any, slot: int, offset: int) -> None:
+    """The source's own end, true (COMPLETE) or not."""
+    stream, command = stream_of(plane, slot), command_of(plane, offset)
+    if stream.flags & m.FLAG_SOURCE_DONE:
+        count(plane, COMMANDS_STALE, 1)
+        return
+    if not _append_payload(plane, stream, command, _payload(plane, offset)):
+        begin_closing(plane, slot, st.PROTOCOL)
+        return
+    if stream.state != st.STREAMING:
+        stream.state = st.STREAMING
+    stream.reason = command.reason
+    stream.flags |= m.FLAG_SOURCE_DONE
+    if command.flags & m.COMPLETE:
+        if room_for(plane, stream, 0):
+            append_last_chunk(plane, stream)
+        stream.flags |= m.FLAG_TRUE_END
+    if stream.body_state > 0 and stream.body_state != DONE:
+        stream.flags |= m.FLAG_LINGER  # the upload may still be arriving
+    ready_push(plane, slot)
+
+
+@inlined
+def _stop(plane: Any, slot: int, offset: int) -> None:
+    """End now, with whichever of the two endings is still possible."""
+    stream, command = stream_of(plane, slot), command_of(plane, offset)
+    if stream.flags & m.FLAG_SOURCE_DONE:
+        count(plane, COMMANDS_STALE, 1)
+        return
+    head_bytes = int(command.head_bytes)
+    address = _payload(plane, offset)
+    if not stream.flags & m.FLAG_HEAD_SENT:
+        if not stream.in_flight & (1 << SEND):
+            discard_output(plane, slot)
+        if head_bytes > 0 and room_for(plane, stream, head_bytes):
+            append_raw(plane, stream, address, head_bytes)
+        stream.flags |= m.FLAG_HEAD_SENT | m.FLAG_LINGER
+    elif room_for(plane, stream, int(command.payload_bytes) - head_bytes) and not stream.flags & m.FLAG_PARTIAL:
+        append_body(plane, stream, address + head_bytes, int(command.payload_bytes) - head_bytes)
+    if stream.state != st.STREAMING:
+        stream.state = st.STREAMING
+    stream.reason = command.reason
+    stream.flags |= m.FLAG_SOURCE_DONE
+    stream.phase_deadline_ns = stream.stream_deadline_ns = 0
+    ready_push(plane, slot)
+
+
+@inlined
+def _body_return(plane: Any, slot: int) -> None:
+    stream = stream_of(plane, slot)
+    stream.flags &= ~m.FLAG_BODY_LENT
+    ready_push(plane, slot)
+
+
+@inlined
+def _retry(plane: Any, slot: int) -> None:
+    """Back to the queue, before the first byte only."""
+    stream = stream_of(plane, slot)
+    if stream.state != st.LLM_PENDING:
+        count(plane, COMMANDS_STALE, 1)
+        return
+    stream.state = st.LLM_QUEUED
+    stream.channel = 0
+    ready_push(plane, slot)
+
+
+@inlined
+def _adopt(plane: Any, command: Any) -> None:
+    """A socket of this process waits for a slot like any accepted peer."""
+    assert plane.adopted_count < WAITING_MAX
+    entry = adopted_of(plane, plane.adopted_first + plane.adopted_count)
+    entry.fd = command.client_fd
+    entry.cookie = command.cookie
+    plane.adopted_count += 1
+
+
+@inlined
+def _of_the_plane(plane: Any, command: Any) -> bool:
+    """Commands that concern no slot. False when this is none of them."""
+    kind = int(command.kind)
+    if kind == m.ADOPT:
+        _adopt(plane, command)
+    elif kind == m.DRAIN:
+        plane.draining = 1
+    elif kind == m.SHUTDOWN_PLANE:
+        plane.draining = 1
+        plane.stop = 2 if command.flags & m.FORCE else 1
+    elif kind == m.PING:
+        plane.pong_cookie = command.cookie
+        plane.global_events |= GLOBAL_PONG
+    elif kind == m.TABLE:
+        copy_bytes(plane.snapshot, plane.streams, plane.slots_touched * (plane.streams_bytes // plane.slot_count))
+        plane.global_events |= GLOBAL_TABLE_READY
+    elif kind == m.CONFIGURE:
+        plane.handoff_timeout_ns = int(command.handoff_timeout_ms) * MILLISECOND_NS
+    else:
+        return False
+    return True
+
+
+@compiled
+def _carry_out(plane: Any, offset: int) -> None:
+    """One command."""
+    command = command_of(plane, offset)
+    count(plane, COMMANDS, 1)
+    if _of_the_plane(plane, command):
+        return
+    slot = int(command.slot)
+    stale = slot >= plane.slots_touched
+    if not stale:
+        stream = stream_of(plane, slot)
+        stale = stream.generation != int(command.generation) or stream.state == st.FREE
+        if not stale and command.kind == m.BODY_RETURN:
+            _body_return(plane, slot)
+            return
+        stale = stale or stream.state == st.CLOSING or (stream.state == st.PARSING) != (command.kind == m.OPEN)
+    if stale:
+        count(plane, COMMANDS_STALE, 1)
+        return
+    kind = int(command.kind)
+    if kind == m.OPEN:
+        _open(plane, slot, offset)
+    elif kind == m.START:
+        _start(plane, slot, command)
+    elif kind in (m.PUSH, m.PUSH_RANGE):
+        _push(plane, slot, offset)
+    elif kind == m.FINISH:
+        _finish(plane, slot, offset)
+    elif kind == m.STOP:
+        _stop(plane, slot, offset)
+    elif kind == m.RETRY:
+        _retry(plane, slot)
+    else:
+        assert kind == 0, "a command of no known kind"
+
+
+@compiled
+def handle_read_commands(plane: Any, result: int) -> None:
+    """Carry out every whole command that has come; move what is left of the last one to the front."""
+    plane.command_in_flight = 0
+    if result <= 0:
+        if result == 0:
+            plane.stop = 2  # the control plane is gone, and with it everything that could be said
+        return
+    end = int(plane.command_bytes) + result
+    offset = 0
+    while offset + m.COMMAND_BYTES <= end:
+        total_bytes = int(command_of(plane, offset).total_bytes)
+        assert m.COMMAND_BYTES <= total_bytes <= m.MESSAGE_BYTES_MAX
+        if offset + total_bytes > end:
+            break
+        _carry_out(plane, offset)
+        offset += total_bytes
+    if 0 < offset < end:
+        copy_bytes(plane.commands, plane.commands + offset, end - offset)
+    plane.command_bytes = end - offset
+
+
+@compiled
+def arm_commands(plane: Any) -> None:
+    """Keep one read in flight on the command pipe."""
+    if plane.command_in_flight or plane.command_fd < 0 or room(plane) < 1:
+        return
+    address = plane.commands + plane.command_bytes
+    tag = pack(READ_COMMANDS, SLOT_NONE, 0)
+    prepare_read(plane, plane.command_fd, address, COMMAND_BUFFER_BYTES - plane.command_bytes, tag)
+    plane.command_in_flight = 1

@@ -1,0 +1,74 @@
+"""The kernel's language: layouts of submission and completion entries, opcodes and flags.
+
+Layouts are those of `struct io_uring_sqe` and `struct io_uring_cqe` (include/uapi/linux/io_uring.h); a test checks the
+offsets. Both kernels (io_uring, epoll) and the simulated one read the same entries.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+SUBMISSION = np.dtype(
+    (
+        np.record,
+        {  # type: ignore[arg-type]
+            "names": ["opcode", "flags", "priority", "fd", "offset", "address", "length", "operation_flags", "tag",
+                      "buffer_index", "personality", "splice_fd", "address3", "padding"],
+            "formats": ["u1", "u1", "<u2", "<i4", "<u8", "<u8", "<u4", "<u4", "<i8", "<u2", "<u2", "<i4", "<u8", "<u8"],
+            "offsets": [0, 1, 2, 4, 8, 16, 24, 28, 32, 40, 42, 44, 48, 56],
+            "itemsize": 64,
+        },
+    )
+)  # fmt: skip
+COMPLETION = np.dtype(
+    (
+        np.record,
+        {"names": ["tag", "result", "flags"], "formats": ["<i8", "<i4", "<u4"], "offsets": [0, 8, 12], "itemsize": 16},  # type: ignore[arg-type]
+    )
+)
+
+# Opcodes (enum io_uring_op).
+NOP = 0
+POLL_ADD = 6
+RECVMSG = 10
+ACCEPT = 13
+ASYNC_CANCEL = 14
+CLOSE = 19
+READ = 22
+WRITE = 23
+SEND = 26
+RECV = 27
+SHUTDOWN = 34
+SEND_ZC = 47
+OPCODES = (NOP, POLL_ADD, RECVMSG, ACCEPT, ASYNC_CANCEL, CLOSE, READ, WRITE, SEND, RECV, SHUTDOWN, SEND_ZC)
+
+ACCEPT_MULTISHOT = 1  # IORING_ACCEPT_MULTISHOT, in `priority`
+OFFSET_CURRENT = 0xFFFFFFFFFFFFFFFF
+COMPLETION_MORE = 2  # IORING_CQE_F_MORE: this submission will complete again
+COMPLETION_NOTIFICATION = 8  # IORING_CQE_F_NOTIF: the kernel has let go of a zero-copy send's memory
+
+MSG_DONTWAIT = 0x40
+MSG_TRUNC = 0x20
+MSG_CTRUNC = 0x8
+MSG_NOSIGNAL = 0x4000
+MSG_CMSG_CLOEXEC = 0x40000000
+SOCK_CLOEXEC = 0x80000
+POLLIN = 0x1
+POLLOUT = 0x4
+POLLERR = 0x8
+POLLHUP = 0x10
+POLLRDHUP = 0x2000
+SHUT_WR = 1
+
+EINTR = 4
+EBADF = 9
+EAGAIN = 11
+ENOMEM = 12
+EINVAL = 22
+ENFILE = 23
+EMFILE = 24
+EPIPE = 32
+ECONNRESET = 104
+ENOBUFS = 105
+ECANCELED = 125
+ECONNABORTED = 103

@@ -1,0 +1,122 @@
+"""One timing wheel for every deadline: buckets of a millisecond, one entry per slot, at its earliest deadline.
+
+An entry is placed relative to now, never to a stale tick, and never early: it fires in the first tick after its time.
+Entries more than a lap (8.2 s) away stay in their bucket until their time has come. Moving an entry later is left to
+the moment it fires, so a write that ends in time costs nothing.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from config.compilation import compiled, inlined
+from daemon.plane.lists import ready_push
+from daemon.plane.table import BUCKET_COUNT, bucket_of, stream_of, word_of
+
+TICK_NS = 1_000_000
+FOREVER_NS = 1 << 62
+LAP = BUCKET_COUNT - 1
+
+
+@inlined
+def tick_after(time_ns: int) -> int:
+    """The first tick that begins at or after this time."""
+    return (time_ns + TICK_NS - 1) // TICK_NS
+
+
+@compiled
+def timer_remove(plane: Any, slot: int) -> None:
+    """Take a slot off the wheel; nothing happens if it is not on it."""
+    stream = stream_of(plane, slot)
+    if stream.timer_ns == 0:
+        return
+    following, previous = stream.timer_next, stream.timer_previous
+    if previous >= 0:
+        stream_of(plane, previous).timer_next = following
+    else:
+        bucket_of(plane, stream.timer_bucket).head = following
+        if following < 0:
+            word = word_of(plane, stream.timer_bucket >> 5)
+            word.bits = word.bits & ~(1 << (stream.timer_bucket & 31))
+    if following >= 0:
+        stream_of(plane, following).timer_previous = previous
+    stream.timer_ns = 0
+    plane.timers_scheduled -= 1
+
+
+@compiled
+def timer_set(plane: Any, slot: int, time_ns: int) -> None:
+    """Make sure the slot's entry fires at `time_ns` or earlier. An entry that is early already stays."""
+    stream = stream_of(plane, slot)
+    if stream.timer_ns != 0:
+        if stream.timer_ns <= time_ns:
+            return
+        timer_remove(plane, slot)
+    if plane.timers_scheduled == 0:
+        # The wheel stood still while it was empty: begin again at the present, or the entry waits a whole lap.
+        plane.tick = max(plane.tick, plane.now_ns // TICK_NS)
+    number = max(tick_after(time_ns), plane.tick + 1) & LAP
+    bucket = bucket_of(plane, number)
+    head = bucket.head
+    stream.timer_ns = max(time_ns, 1)
+    stream.timer_bucket = number
+    stream.timer_next = head
+    stream.timer_previous = -1
+    if head >= 0:
+        stream_of(plane, head).timer_previous = slot
+    else:
+        word = word_of(plane, number >> 5)
+        word.bits = word.bits | (1 << (number & 31))
+    bucket.head = slot
+    plane.timers_scheduled += 1
+
+
+@inlined
+def _fire_bucket(plane: Any, number: int) -> None:
+    """Make ready every slot of a bucket whose time has come; the others belong to a later lap."""
+    slot = int(bucket_of(plane, number).head)
+    while slot >= 0:
+        stream = stream_of(plane, slot)
+        following = int(stream.timer_next)
+        if stream.timer_ns <= plane.now_ns:
+            timer_remove(plane, slot)
+            ready_push(plane, slot)
+        slot = following
+
+
+@compiled
+def timers_advance(plane: Any) -> None:
+    """Fire what is due at `plane.now_ns`. A jump of more than a lap visits every bucket once."""
+    present = plane.now_ns // TICK_NS
+    if plane.timers_scheduled == 0:
+        plane.tick = max(plane.tick, present)
+        return
+    tick = max(plane.tick, present - BUCKET_COUNT)
+    while tick < present:
+        tick += 1
+        number = tick & LAP
+        if bucket_of(plane, number).head >= 0:
+            _fire_bucket(plane, number)
+    plane.tick = max(plane.tick, present)
+
+
+@compiled
+def timers_next_ns(plane: Any) -> int:
+    """When the next occupied bucket begins (it may hold only entries of a later lap), or FOREVER_NS."""
+    if plane.timers_scheduled == 0:
+        return FOREVER_NS
+    start = (plane.tick + 1) & LAP
+    bits = word_of(plane, start >> 5).bits >> (start & 31)
+    distance = 0
+    if bits == 0:
+        distance = 32 - (start & 31)
+        word = ((start >> 5) + 1) & (LAP >> 5)
+        while word_of(plane, word).bits == 0:
+            assert distance <= BUCKET_COUNT
+            distance += 32
+            word = (word + 1) & (LAP >> 5)
+        bits = word_of(plane, word).bits
+    while bits & 1 == 0:
+        bits >>= 1
+        distance += 1
+    return (plane.tick + 1 + distance) * TICK_NS
