@@ -111,18 +111,18 @@ static handoff_result resolve_path(apr_pool_t *pool, const char *path, const cha
     return HANDOFF_OK;
 }
 
+/* The slash matters: /run must not allow /running. */
+static int lies_in_folder(apr_pool_t *pool, const char *path, const char *folder)
+{
+    const char *prefix = folder[strlen(folder) - 1] == '/' ? folder : apr_pstrcat(pool, folder, "/", NULL);
+    return strncmp(path, prefix, strlen(prefix)) == 0;
+}
+
 /* Both sides are resolved before they are compared: /var/run is a link to /run on most systems. */
 static int path_is_allowed(apr_pool_t *pool, const char *resolved, const char *allowed_prefix)
 {
     char buffer[PATH_MAX];
-    const char *prefix;
-
-    if (!realpath(allowed_prefix, buffer)) {
-        return 0;
-    }
-    /* The trailing slash matters: /run must not allow /running. */
-    prefix = strcmp(buffer, "/") == 0 ? "/" : apr_pstrcat(pool, buffer, "/", NULL);
-    return strncmp(resolved, prefix, strlen(prefix)) == 0;
+    return realpath(allowed_prefix, buffer) && lies_in_folder(pool, resolved, buffer);
 }
 
 static handoff_result prepare_address(apr_pool_t *pool, const handoff_settings *settings, const char *path,
@@ -137,7 +137,7 @@ static handoff_result prepare_address(apr_pool_t *pool, const handoff_settings *
     result = resolve_path(pool, path, &resolved);
     if (result.http_status) {
         /* A missing folder outside the prefix is nobody's business: it is forbidden, not unavailable. */
-        if (strncmp(path, settings->allowed_prefix, strlen(settings->allowed_prefix)) != 0) {
+        if (!lies_in_folder(pool, path, settings->allowed_prefix)) {
             result.http_status = HTTP_FORBIDDEN;
         }
         return result;
