@@ -1,0 +1,122 @@
+# Everything that is done with this project, by name. `make` alone lists it.
+#
+# PYTHON=/path/to/python chooses the interpreter, OLDEST_PYTHON=/path/to/python3.10 the one for the second test run.
+
+PYTHON ?= $(shell scripts/find_python.sh 3.13 3.12 3.11 3.14 3.10)
+OLDEST_PYTHON ?= $(shell scripts/find_python.sh 3.10 2>/dev/null)
+TEST_PROCESSES ?= 2
+
+VENV := .venv
+OLDEST_VENV := .venv-oldest
+IN_VENV := $(VENV)/bin/python
+PIP := -m pip --disable-pip-version-check --no-input install --quiet
+RUN_TESTS := $(IN_VENV) -m scripts.run_tests --processes $(TEST_PROCESSES)
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+MAKEFLAGS += --no-print-directory
+
+.PHONY: help
+help: ## List what there is
+	@echo "streaming-daemon: make TARGET, with one of"
+	@echo
+	@sed -nE 's/^([a-z-]+):.*## (.*)$$/  \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "%-16s %s\n", $$1, $$2 }'
+	@echo
+	@echo "A first look: make run"
+
+.PHONY: run
+run: $(VENV)/.run ## Install, start the daemon, show one stream, stay until Ctrl-C
+	@exec $(IN_VENV) -m scripts.run_demo
+
+.PHONY: test
+test: packages $(VENV)/.test oldest-environment warm ## Run every test (packages and environments included)
+	@exec $(RUN_TESTS) --oldest-python "$$(cat .cache/oldest-python)"
+
+.PHONY: test-fast
+test-fast: $(VENV)/.test warm ## Run the tests that share the machine, on the default Python only
+	@exec $(RUN_TESTS) fast
+
+.PHONY: check
+check: $(VENV)/.check ## Lint, format, types (mypy and pyright) and import contracts
+	@echo "==> ruff" && $(VENV)/bin/ruff check && $(VENV)/bin/ruff format --check
+	@echo "==> mypy" && $(VENV)/bin/mypy
+	@echo "==> pyright" && $(VENV)/bin/pyright
+	@echo "==> import contracts" && $(VENV)/bin/lint-imports
+
+.PHONY: format
+format: $(VENV)/.check ## Format and repair what ruff can repair
+	@$(VENV)/bin/ruff check --fix && $(VENV)/bin/ruff format
+
+.PHONY: sanitize
+sanitize: $(VENV)/.test ## Run the plane's tests interpreted, then with bounds checks
+	@exec $(RUN_TESTS) interpreted bounds
+
+.PHONY: coverage
+coverage: $(VENV)/.test ## Branch coverage of the plane, from an interpreted run
+	@mkdir -p .cache
+	@NUMBA_DISABLE_JIT=1 $(IN_VENV) -m coverage run -m pytest -q -m "plane and not simulation"
+	@$(IN_VENV) -m coverage report
+
+.PHONY: bench
+bench: $(VENV)/.test warm ## Start a daemon and measure it under load
+	@exec $(IN_VENV) -m scripts.bench
+
+.PHONY: check-kernel
+check-kernel: $(VENV)/.run ## Say what this kernel offers, and which of io_uring and epoll will be used
+	@exec $(IN_VENV) -m daemon --check-kernel
+
+.PHONY: debug
+debug: $(VENV)/.run warm ## Run the daemon in the foreground, in development mode, with all it has to say
+	@mkdir -p run
+	@exec $(IN_VENV) -X dev -m daemon --socket run/streaming-daemon.sock --metrics 127.0.0.1:9090 \
+		--log-level debug --log-format text
+
+.PHONY: docs
+docs: $(VENV)/.run ## Write again what is generated from the code: the settings table, the example file, the diagrams
+	@exec $(IN_VENV) -m scripts.generate_docs
+
+.PHONY: warm
+warm: $(VENV)/.run
+	@$(IN_VENV) -m daemon --warm-cache
+
+.PHONY: packages
+packages:
+	@scripts/install_debian_packages.sh
+
+.PHONY: clean
+clean: ## Remove what was built, cached and installed here
+	rm -rf $(VENV) $(OLDEST_VENV) .cache .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf build dist *.egg-info run
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# ---- environments: each stamp says which extras are in, and is older than pyproject.toml when they must be looked at again
+
+$(IN_VENV):
+	@python="$(PYTHON)"; test -n "$$python" || { echo "Python 3.10 or newer is needed: make PYTHON=/path/to/python" >&2; exit 1; }; \
+	echo "==> Creating $(VENV) with $$("$$python" --version)"; "$$python" -m venv --clear $(VENV)
+
+$(VENV)/.run: pyproject.toml | $(IN_VENV)
+	@echo "==> Installing streaming-daemon into $(VENV)"
+	@$(IN_VENV) $(PIP) --editable . && touch $@
+
+$(VENV)/.test: pyproject.toml | $(VENV)/.run
+	@echo "==> Installing what the tests need"
+	@$(IN_VENV) $(PIP) --editable '.[test]' && touch $@
+
+$(VENV)/.check: pyproject.toml | $(VENV)/.run
+	@echo "==> Installing what the checks need"
+	@$(IN_VENV) $(PIP) --editable '.[test,check]' && touch $@
+
+# Leaves the second interpreter's path in .cache/oldest-python, or nothing where there is no second one to test on.
+.PHONY: oldest-environment
+oldest-environment: | $(IN_VENV)
+	@mkdir -p .cache; : > .cache/oldest-python
+	@oldest="$(OLDEST_PYTHON)"; version='import sys; print(*sys.version_info[:2])'; \
+	if [ -n "$$oldest" ] && [ "$$("$$oldest" -c "$$version")" != "$$($(IN_VENV) -c "$$version")" ]; then \
+		[ -x $(OLDEST_VENV)/bin/python ] || "$$oldest" -m venv --clear $(OLDEST_VENV) || exit 1; \
+		$(MAKE) $(OLDEST_VENV)/.test && echo "$(OLDEST_VENV)/bin/python" > .cache/oldest-python; \
+	fi
+
+$(OLDEST_VENV)/.test: pyproject.toml
+	@echo "==> Installing into $(OLDEST_VENV) ($$($(OLDEST_VENV)/bin/python --version))"
+	@$(OLDEST_VENV)/bin/python $(PIP) --editable '.[test]' && touch $@
