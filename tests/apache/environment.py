@@ -12,7 +12,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -183,7 +183,7 @@ def write_configuration(root: Path, module: Path, port: int) -> Path:
 
 
 @contextmanager
-def running_apache(root: Path) -> Iterator[Apache]:
+def running_apache(root: Path) -> Generator[Apache]:
     """Start Apache in the foreground in `root`, an empty folder that its user can reach, and stop it afterwards."""
     module = build_module(root)
     prepare_site(root)
@@ -214,7 +214,7 @@ def daemon_command() -> list[str]:
 
 
 @contextmanager
-def running_daemon(socket_path: Path, *options: str, delay_ms: int = 10) -> Iterator[subprocess.Popen[bytes]]:
+def running_daemon(socket_path: Path, *options: str, delay_ms: int = 10) -> Generator[subprocess.Popen[bytes]]:
     """Start the daemon on `socket_path`, wait until it accepts handoffs, and stop it afterwards."""
     output = socket_path.with_suffix(".log")
     # Apache's user must be able to connect, whoever runs the tests.

@@ -3,6 +3,9 @@
 With STREAMING_DAEMON_SCREENSHOTS=1 the page's pictures in docs/images/ are made anew.
 """
 
+# Selenium's own annotations leave out what its dictionaries and arguments hold.
+# pyright: reportUnknownMemberType=false, reportUnknownArgumentType=false
+
 from __future__ import annotations
 
 import os
@@ -201,7 +204,7 @@ def test_stop_ends_the_stream_with_the_keyboard_alone(page: Page, apache: Apache
 
 
 def test_the_keyboard_reaches_everything_in_order(page: Page) -> None:
-    reached = []
+    reached: list[str | None] = []
     for _ in range(5):
         page.browser.switch_to.active_element.send_keys(Keys.TAB)
         reached.append(page.browser.switch_to.active_element.get_attribute("id"))
