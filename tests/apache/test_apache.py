@@ -54,7 +54,7 @@ def contents_of(body: bytes) -> list[str]:
     events = body.decode().split("\n\n")
     assert events.pop() == "", "the body ends within an event"
     assert events.pop() == "data: [DONE]", "the stream is not complete"
-    contents = []
+    contents: list[str] = []
     for event in events:
         assert event.startswith("data: "), event
         message = json.loads(event.removeprefix("data: "))
