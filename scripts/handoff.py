@@ -15,7 +15,7 @@ import socket
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING, TextIO, cast
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -84,7 +84,7 @@ def show_stream(client: socket.socket, output: TextIO) -> bool:
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m scripts.handoff", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="python -m scripts.handoff", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("prompt", nargs="?", default="Hello", help="what to ask (default: %(default)s)")
     parser.add_argument(
         "--socket", type=Path, default=SOCKET_DEFAULT, help="the daemon's socket (default: %(default)s)"
@@ -106,7 +106,7 @@ def _handoff_from(options: argparse.Namespace) -> Mapping[str, object]:
         handoff: object = json.loads(options.data)
         if not isinstance(handoff, dict):
             raise ValueError("--data must be a JSON object")
-        return {str(key): value for key, value in handoff.items()}
+        return cast("dict[str, object]", handoff)
     handoff_fields: dict[str, object] = {"user_id": options.user_id, "prompt": options.prompt}
     if options.backend is not None:
         handoff_fields["backend"] = options.backend

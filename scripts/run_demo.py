@@ -239,7 +239,7 @@ def run(demo: Demo) -> int:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Parse the few options and run the demo."""
-    parser = argparse.ArgumentParser(prog="python -m scripts.run_demo", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="python -m scripts.run_demo", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--socket", type=Path, default=ROOT / SOCKET_DEFAULT, help="where the daemon listens")
     parser.add_argument("--metrics-port", type=int, default=METRICS_PORT_DEFAULT, help="the first port to try")
     options = parser.parse_args(arguments)

@@ -117,7 +117,7 @@ def run_part(name: str, options: argparse.Namespace, counts: Counts) -> bool:
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m scripts.run_tests", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="python -m scripts.run_tests", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("parts", nargs="*", metavar="part", help=f"of {', '.join(PARTS)} (default: all)")
     parser.add_argument("--oldest-python", help="an interpreter with the test extra, for the part 'oldest'")
     parser.add_argument("--processes", type=int, default=2, help="tests at a time (default: %(default)s)")

@@ -11,8 +11,10 @@ import socket
 import sys
 import time
 from pathlib import Path
+from types import FrameType
 
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\n"
+STATUS_BY_SIGNAL = {signal.SIGINT: 3, signal.SIGTERM: 4}
 EVENT = b'data: {"content":"token"}\n\n'
 
 
@@ -28,6 +30,10 @@ def _answer(listener: socket.socket, *, whole: bool) -> None:
             client.sendall(EVENT + (b"data: [DONE]\n\n" if whole else b""))
 
 
+def _end(number: int, _frame: FrameType | None) -> None:
+    sys.exit(STATUS_BY_SIGNAL[signal.Signals(number)])
+
+
 def main() -> None:
     mode = sys.argv[1]
     if "--warm-cache" in sys.argv:
@@ -36,8 +42,8 @@ def main() -> None:
     if mode == "dies":
         print("the reason for all this", file=sys.stderr, flush=True)
         sys.exit(70)
-    signal.signal(signal.SIGINT, lambda *_: sys.exit(3))
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(4))
+    signal.signal(signal.SIGINT, _end)
+    signal.signal(signal.SIGTERM, _end)
     path = Path(sys.argv[sys.argv.index("--socket") + 1])
     path.unlink(missing_ok=True)
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
