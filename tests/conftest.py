@@ -1,0 +1,26 @@
+"""What all tests share: reports that survive the way from one process to another."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import Generator
+
+
+def _encodable(text: str) -> str:
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Escape what cannot be encoded in a report.
+
+    Tests log lone surrogates on purpose. pytest keeps what was logged, and pytest-xdist's wire has no form for them: the
+    worker ended in the midst of its tests.
+    """
+    report = yield
+    report.sections = [(_encodable(name), _encodable(text)) for name, text in report.sections]
+    return report
