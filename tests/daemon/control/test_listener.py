@@ -162,7 +162,10 @@ def test_a_daemon_that_dies_while_it_is_probed_is_stale(directory: Path, monkeyp
     path = directory / "s"
     dying = open_listener(options(path), {})
     # A killed process answers until the kernel has torn it down: here between two probes.
-    monkeypatch.setattr(time, "sleep", lambda _seconds: dying.socket.close())
+    def die(_seconds: float) -> None:
+        dying.socket.close()
+
+    monkeypatch.setattr(time, "sleep", die)
     with opened(options(path)):
         assert path.exists()
 
