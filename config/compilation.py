@@ -13,7 +13,7 @@ import importlib.metadata
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -49,8 +49,14 @@ if "NUMBA_CACHE_DIR" not in os.environ:
     os.environ["NUMBA_CACHE_DIR"] = str(cache_directory())
 
 import numba  # noqa: E402  (the cache directory must be known before numba is imported)
-from numba import from_dtype, types  # noqa: E402
-from numba.extending import intrinsic, overload  # noqa: E402
+import numba.extending  # noqa: E402
+from llvmlite import ir as _ir  # type: ignore[import-untyped]  # noqa: E402
+from numba import types  # noqa: E402
+
+# Untyped on purpose: `_nrt` is not in numba's annotations, and an intrinsic is called without its context.
+_njit: Any = numba.njit
+from_dtype: Any = numba.from_dtype
+ir: Any = _ir
 
 if not __debug__:
     message = "assertions guard the data plane's memory: run without -O and without PYTHONOPTIMIZE"
@@ -58,18 +64,28 @@ if not __debug__:
 
 F = TypeVar("F", bound="Callable[..., Any]")
 
-JIT_DISABLED = bool(numba.config.DISABLE_JIT)
+JIT_DISABLED = os.environ.get("NUMBA_DISABLE_JIT", "0") not in ("", "0")
 
 
 def compiled(function: F) -> F:
     """Compile to machine code that holds no GIL, allocates nothing and is cached on disk."""
-    return cast("F", numba.njit(nogil=True, cache=True, _nrt=False, error_model="numpy")(function))
+    return cast("F", _njit(nogil=True, cache=True, _nrt=False, error_model="numpy")(function))
 
 
 def inlined(function: F) -> F:
     """As `compiled`, inlined by LLVM into its callers: for helpers of a few lines."""
-    decorate = numba.njit(nogil=True, cache=True, _nrt=False, error_model="numpy", forceinline=True)
+    decorate = _njit(nogil=True, cache=True, _nrt=False, error_model="numpy", forceinline=True)
     return cast("F", decorate(function))
+
+
+def intrinsic(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A function that writes LLVM instructions; called from compiled code without its context argument."""
+    return cast("Callable[..., Any]", numba.extending.intrinsic(function))
+
+
+def overload(function: Callable[..., Any], inline: Literal["never", "always"] = "never") -> Callable[[F], F]:
+    """Register the compiled twin of a Python function."""
+    return cast("Callable[[F], F]", numba.extending.overload(function, inline=inline))
 
 
 def foreign(symbol: str, result: Any, *arguments: Any) -> Any:
@@ -77,4 +93,15 @@ def foreign(symbol: str, result: Any, *arguments: Any) -> Any:
     return types.ExternalFunction(symbol, result(*arguments))
 
 
-__all__ = ["JIT_DISABLED", "cache_directory", "compiled", "foreign", "from_dtype", "inlined", "intrinsic", "overload", "types"]
+__all__ = [
+    "JIT_DISABLED",
+    "cache_directory",
+    "compiled",
+    "foreign",
+    "from_dtype",
+    "inlined",
+    "intrinsic",
+    "ir",
+    "overload",
+    "types",
+]

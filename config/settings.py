@@ -1,8 +1,8 @@
 """Every limit in the system, with its unit and its reason: frozen structs whose bounds msgspec checks.
 
-Attribute names are the configuration's keys; the section is the struct. Nothing of ours is imported here. Fields marked
-`RELOADABLE` take effect on SIGHUP; any other change needs a restart. `docs/settings.md` and the example file are generated
-from this module by scripts/generate_reference.py.
+Attribute names are the configuration's keys; the section is the struct. Nothing of ours is imported here. Fields
+marked `RELOADABLE` take effect on SIGHUP; any other change needs a restart. `docs/settings.md` and the example file are
+generated from this module by scripts/generate_reference.py.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from msgspec import Meta
 RELOADABLE = {"reloadable": True}
 
 
-def _reloadable(description: str, **bounds: Any) -> Meta:
+def _reloadable(description: str, **bounds: int) -> Meta:
     return Meta(description=description, extra=RELOADABLE, **bounds)
 
 

@@ -1,11 +1,12 @@
 """The compiled loop on its own thread, and what the control plane holds of it.
 
-`run` is the whole of it: read the clock, take a turn, enter the kernel. It is entered once, releases the GIL, and returns
-at shutdown, or with the errno of a kernel interface that failed. The thread blocks all signals.
+`run` is the whole of it: read the clock, take a turn, enter the kernel. It is entered once, releases the GIL, and
+returns at shutdown, or with the errno of a kernel interface that failed. The thread blocks all signals.
 """
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import signal
@@ -20,10 +21,11 @@ from config.compilation import compiled
 from config.settings import Settings
 from daemon.epoll import memory as epoll_memory
 from daemon.epoll.enter import epoll_enter
-from daemon.plane.table import Plane, allocate
+from daemon.plane.kernel_record import KERNEL, KERNEL_EPOLL, KERNEL_IO_URING, TIMESPEC
 from daemon.plane.system import monotonic_ns
+from daemon.plane.table import Plane, allocate
 from daemon.plane.turn import STOPPED, turn
-from daemon.ring.enter import ARGUMENT, KERNEL, KERNEL_EPOLL, KERNEL_IO_URING, TIMESPEC, ring_enter
+from daemon.ring.enter import ARGUMENT, ring_enter
 from daemon.ring.memory import KernelError, Ring, close_ring, kernel_version, open_ring
 
 if TYPE_CHECKING:
@@ -58,7 +60,7 @@ class KernelReport:
 
 
 def _open_kernel(settings: Settings) -> tuple[Ring | None, KernelReport]:
-    """The ring, or None for epoll, by the settings and what the kernel allows. On the thread that will use it."""
+    """The ring, or None for epoll, by the settings and what the kernel allows; on the thread that will use it."""
     wanted = settings.server.kernel
     version = kernel_version()
     if wanted == "epoll":
@@ -75,7 +77,7 @@ def _open_kernel(settings: Settings) -> tuple[Ring | None, KernelReport]:
 
 
 def probe(settings: Settings) -> KernelReport:
-    """Try the kernel as the data plane would, and let go of it. Raises KernelError where io_uring is required and missing."""
+    """Try the kernel as the data plane would, and let go of it. Raises KernelError where a required io_uring is missing."""
     ring, report = _open_kernel(settings)
     if ring is not None:
         close_ring(ring)
@@ -140,7 +142,7 @@ class DataPlane:
         except KernelError as error:
             self._failure = error
         except AssertionError as error:
-            self.error = f"an assertion of the data plane failed: {error or 'see the plane sources'}"
+            self.error = f"an assertion of the data plane failed: {str(error) or 'no message'}"
         finally:
             if ring is not None:
                 close_ring(ring)
@@ -176,10 +178,9 @@ class DataPlane:
 def _pipe(size_bytes: int) -> tuple[int, int]:
     """A pipe of this capacity, or of whatever the system allows."""
     read_end, write_end = os.pipe2(os.O_CLOEXEC)
-    try:
+    # Beyond the user's pipe limit the default of 64 KiB serves as well, with more waiting in the sender.
+    with contextlib.suppress(PermissionError):
         fcntl.fcntl(write_end, F_SETPIPE_SZ, size_bytes)
-    except PermissionError:
-        pass  # beyond the user's pipe limit: the default of 64 KiB serves as well, with more waiting in the sender
     return read_end, write_end
 
 

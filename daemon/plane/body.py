@@ -1,7 +1,7 @@
 """Bodies, the other direction: an upload is received, its framing undone, and handed to the stream's worker.
 
-A stream with a body holds one body buffer from OPEN on. It is filled, decoded in place, lent to the worker with a BODY
-event, and filled again when BODY_RETURN comes: so a slow worker stops the client, and nothing is buffered without bound.
+A stream with a body holds one body buffer from OPEN on. It is filled, decoded in place, lent to the worker with a
+BODY event, and filled again when BODY_RETURN comes: so a slow worker stops the client, and no buffer grows.
 """
 
 from __future__ import annotations
@@ -46,6 +46,29 @@ def hexadecimal(byte: int) -> int:
 
 
 @inlined
+def _size_known(stream: Any) -> None:
+    stream.body_state = CHUNK_DATA if stream.body_remaining > 0 else TRAILER
+    if stream.body_remaining > 0:
+        stream.body_line_bytes = 0
+
+
+@inlined
+def _size_byte(stream: Any, byte: int) -> None:
+    """One byte of the line with a chunk's size."""
+    digit = hexadecimal(byte)
+    if digit >= 0 and stream.body_line_bytes <= _DIGITS_MAX:
+        stream.body_remaining = stream.body_remaining * 16 + digit
+    elif stream.body_line_bytes == 1 or digit >= 0:
+        stream.body_state = MALFORMED
+    elif byte == 10:
+        _size_known(stream)
+    elif byte in (13, 59, 32, 9):
+        stream.body_state = CHUNK_EXTENSION
+    else:
+        stream.body_state = MALFORMED
+
+
+@inlined
 def _line_byte(stream: Any, byte: int) -> None:
     """One byte of chunked framing (RFC 9112, 7.1). Bare LF ends a line too; everything is bounded."""
     stream.body_line_bytes += 1
@@ -53,17 +76,7 @@ def _line_byte(stream: Any, byte: int) -> None:
     if stream.body_line_bytes > CHUNK_LINE_BYTES_MAX:
         stream.body_state = MALFORMED
     elif state == CHUNK_SIZE:
-        digit = hexadecimal(byte)
-        if digit >= 0 and stream.body_line_bytes <= _DIGITS_MAX:
-            stream.body_remaining = stream.body_remaining * 16 + digit
-        elif stream.body_line_bytes == 1 or digit >= 0:
-            stream.body_state = MALFORMED
-        elif byte == 10:
-            _size_known(stream)
-        elif byte in (13, 59, 32, 9):
-            stream.body_state = CHUNK_EXTENSION
-        else:
-            stream.body_state = MALFORMED
+        _size_byte(stream, byte)
     elif state == CHUNK_EXTENSION:
         if byte == 10:
             _size_known(stream)
@@ -82,13 +95,6 @@ def _line_byte(stream: Any, byte: int) -> None:
             stream.body_remaining = 0
         elif byte != 13:
             stream.body_remaining += 1
-
-
-@inlined
-def _size_known(stream: Any) -> None:
-    stream.body_state = CHUNK_DATA if stream.body_remaining > 0 else TRAILER
-    if stream.body_remaining > 0:
-        stream.body_line_bytes = 0
 
 
 @compiled

@@ -97,9 +97,8 @@ def service_closing(plane: Any, slot: int) -> None:
         stream.flags |= m.FLAG_DRAINED
         lingering = False
     if stream.in_flight:
-        if not lingering and stream.in_flight >> CANCEL == 0:
-            if stream.timer_ns == 0:
-                _cancel_in_flight(plane, slot, stream)
+        if not lingering and stream.in_flight >> CANCEL == 0 and stream.timer_ns == 0:
+            _cancel_in_flight(plane, slot, stream)
         return
     _give_back(plane, slot)
     if stream.client_fd >= 0 and _needs_draining(plane, slot):

@@ -92,7 +92,7 @@ def _open(plane: Any, slot: int, offset: int) -> None:
     if command.source == m.SOURCE_NONE:
         stream.state = st.STREAMING
         stream.flags |= m.FLAG_SOURCE_DONE | m.FLAG_LINGER
-        stream.reason = command.reason if command.reason else st.REFUSED
+        stream.reason = command.reason or st.REFUSED
     else:
         _open_source(plane, slot, offset)
     ready_push(plane, slot)

@@ -11,7 +11,7 @@ import numpy as np
 SUBMISSION = np.dtype(
     (
         np.record,
-        {  # type: ignore[arg-type]
+        {
             "names": ["opcode", "flags", "priority", "fd", "offset", "address", "length", "operation_flags", "tag",
                       "buffer_index", "personality", "splice_fd", "address3", "padding"],
             "formats": ["u1", "u1", "<u2", "<i4", "<u8", "<u8", "<u4", "<u4", "<i8", "<u2", "<u2", "<i4", "<u8", "<u8"],
@@ -23,7 +23,7 @@ SUBMISSION = np.dtype(
 COMPLETION = np.dtype(
     (
         np.record,
-        {"names": ["tag", "result", "flags"], "formats": ["<i8", "<i4", "<u4"], "offsets": [0, 8, 12], "itemsize": 16},  # type: ignore[arg-type]
+        {"names": ["tag", "result", "flags"], "formats": ["<i8", "<i4", "<u4"], "offsets": [0, 8, 12], "itemsize": 16},
     )
 )
 

@@ -167,7 +167,12 @@ def _write_worker(plane: Any, slot: int, channel: int, index: int) -> int:
 def free_if_told(plane: Any, slot: int) -> None:
     """Free the slot once everyone has been told that its stream has ended."""
     stream = stream_of(plane, slot)
-    if stream.state == CLOSING and stream.flags & m.FLAG_ENDED and stream.control_events == 0 and stream.worker_events == 0:
+    if (
+        stream.state == CLOSING
+        and stream.flags & m.FLAG_ENDED
+        and stream.control_events == 0
+        and stream.worker_events == 0
+    ):
         assert stream.in_flight == 0
         count(plane, BYTES_HANDED_OVER, stream.inline_done)
         stream.state = FREE

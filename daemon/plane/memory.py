@@ -9,9 +9,7 @@ from __future__ import annotations
 import ctypes
 from typing import Any
 
-from llvmlite import ir
-
-from config.compilation import foreign, intrinsic, overload, types
+from config.compilation import foreign, intrinsic, ir, overload, types
 
 _memmove = foreign("memmove", types.intp, types.intp, types.intp, types.intp)
 

@@ -83,7 +83,9 @@ PONG = 8  # C
 TABLE_READY = 9  # C
 ACCEPT_PAUSED = 10  # C  accepting stopped for want of descriptors or slots; `reason` is the errno or 0
 ACCEPT_RESUMED = 11  # C
-KEEP_ALIVE_DUE = 12  # C  no head has left and the keep-alive interval has passed: PUSH with the KEEP_ALIVE flag may answer
+KEEP_ALIVE_DUE = (
+    12  # C  no head has left and the keep-alive interval has passed: PUSH with the KEEP_ALIVE flag may answer
+)
 
 # Event flags of HANDOFF.
 DATA_TRUNCATED = 1  # the message was larger than limits.handoff_bytes_max
@@ -103,7 +105,7 @@ def _record(names: list[tuple[str, str, int]], size: int) -> Any:
         "offsets": [offset for _, _, offset in names],
         "itemsize": size,
     }
-    return np.dtype((np.record, fields))  # type: ignore[arg-type]
+    return np.dtype((np.record, fields))
 
 
 COMMAND = _record(

@@ -38,13 +38,13 @@ def inline_bytes(stream: Any) -> int:
 
 @inlined
 def has_output(stream: Any) -> bool:
-    return inline_bytes(stream) > 0 or stream.ranges_count > 0
+    return bool(inline_bytes(stream) > 0 or stream.ranges_count > 0)
 
 
 @inlined
 def room_for(plane: Any, stream: Any, byte_count: int) -> bool:
     """Whether a piece of this size, with its framing, fits in the block."""
-    return inline_bytes(stream) + byte_count + FRAMING_BYTES <= plane.block_bytes
+    return bool(inline_bytes(stream) + byte_count + FRAMING_BYTES <= plane.block_bytes)
 
 
 @inlined
@@ -126,7 +126,7 @@ def append_range(plane: Any, slot: int, address: int, byte_count: int) -> bool:
 @inlined
 def range_is_next(plane: Any, slot: int, stream: Any) -> bool:
     """Whether the next byte to leave belongs to a range."""
-    return stream.ranges_count > 0 and range_of(plane, slot, stream.ranges_first).position == stream.inline_head
+    return bool(stream.ranges_count > 0 and range_of(plane, slot, stream.ranges_first).position == stream.inline_head)
 
 
 @inlined

@@ -158,10 +158,10 @@ def _sent(plane: Any, slot: int, stream: Any, result: int, asked: int) -> None:
     if result < asked:
         count(plane, SENDS_SHORT, 1)
     range_done = consume(plane, slot, stream, result)
-    if stream.source == m.SOURCE_PUSHED and stream.state != st.CLOSING:
-        if range_done or stream.inline_done - stream.inline_reported >= plane.block_bytes // 2:
-            stream.inline_reported = stream.inline_done
-            raise_worker(plane, slot, WORKER_RELEASED)
+    worth_telling = range_done or stream.inline_done - stream.inline_reported >= plane.block_bytes // 2
+    if worth_telling and stream.source == m.SOURCE_PUSHED and stream.state != st.CLOSING:
+        stream.inline_reported = stream.inline_done
+        raise_worker(plane, slot, WORKER_RELEASED)
     if stream.state == st.CLOSING or has_output(stream) or stream.flags & m.FLAG_SOURCE_DONE or stream.interval_ps == 0:
         ready_push(plane, slot)
 
@@ -238,9 +238,8 @@ def _next_deadline(plane: Any, stream: Any) -> int:
     if stream.write_deadline_ns != 0:
         earliest = min(earliest, int(stream.write_deadline_ns))
     if not stream.flags & m.FLAG_SOURCE_DONE:
-        if stream.source == m.SOURCE_PACED and not has_output(stream):
-            earliest = min(earliest, max(next_due_ns(stream), plane.now_ns + 1))
-        elif stream.source == m.SOURCE_PACED and stream.interval_ps > 0 and stream.message_index < stream.message_total:
+        pacing = stream.interval_ps > 0 and stream.message_index < stream.message_total
+        if stream.source == m.SOURCE_PACED and (pacing or not has_output(stream)):
             earliest = min(earliest, max(next_due_ns(stream), plane.now_ns + 1))
         if stream.phase_deadline_ns != 0:
             earliest = min(earliest, int(stream.phase_deadline_ns))

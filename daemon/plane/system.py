@@ -10,7 +10,7 @@ import ctypes
 import time
 from typing import Any
 
-from config.compilation import foreign, intrinsic, overload, types
+from config.compilation import foreign, overload, types
 from daemon.plane.table import record, record_accessor
 
 _INT32 = record("value:i4", 4)
@@ -59,6 +59,3 @@ def _monotonic_ns(scratch_address: Any) -> Any:
         return now.seconds * 1_000_000_000 + now.nanoseconds
 
     return clock
-
-
-__all__ = ["intrinsic", "monotonic_ns", "system_call"]

@@ -34,7 +34,7 @@ TEMPLATE_BYTES_MAX = 1 << 20
 
 
 def record(fields: str, size: int) -> Any:
-    """A packed record type from `name:format` words, padded to `size` bytes; np.record, so that it reads as attributes."""
+    """A packed record type from `name:format` words, padded to `size` bytes; np.record: fields are attributes."""
     names, formats, offsets, offset = [], [], [], 0
     for word in fields.split():
         name, kind = word.split(":")
@@ -46,7 +46,7 @@ def record(fields: str, size: int) -> Any:
         offset += width
     assert offset <= size, f"{offset} bytes do not fit in {size}"
     layout = {"names": names, "formats": formats, "offsets": offsets, "itemsize": size}
-    return np.dtype((np.record, layout))  # type: ignore[arg-type]
+    return np.dtype((np.record, layout))
 
 
 STREAM = record(
@@ -75,10 +75,13 @@ GLOBALS = record(
     # time, turns and what the loop is to do next
     "now_ns:i8 wait_until_ns:i8 stop:i8 tick:i8 timers_scheduled:i8 zero_copy:i8 "
     # submissions: next to be taken by the kernel, filled and not yet taken; completions: first unread, how many
-    "submission_mask:i8 submission_base:i8 submission_pending:i8 completion_mask:i8 completion_base:i8 completion_count:i8 "
+    "submission_mask:i8 submission_base:i8 submission_pending:i8 completion_mask:i8 completion_base:i8 "
+    "completion_count:i8 "
     # lists
-    "free_head:i4 slots_touched:i4 slot_count:i4 ready_head:i4 ready_tail:i4 block_free:i4 handoff_free:i4 body_free:i4 "
-    "parked_first:i4 parked_count:i4 stray_first:i4 stray_count:i4 adopted_first:i4 adopted_count:i4 stray_in_flight:i4 "
+    "free_head:i4 slots_touched:i4 slot_count:i4 ready_head:i4 ready_tail:i4 block_free:i4 handoff_free:i4 "
+    "body_free:i4 "
+    "parked_first:i4 parked_count:i4 stray_first:i4 stray_count:i4 adopted_first:i4 adopted_count:i4 "
+    "stray_in_flight:i4 "
     "channel_count:i4 block_count:i4 handoff_count:i4 body_count:i4 channels_dirty:i4 "
     # the listener and the command pipe
     "listener_fd:i4 accept_in_flight:i4 accept_cancelling:i4 draining:i4 command_fd:i4 command_in_flight:i4 "
@@ -88,8 +91,10 @@ GLOBALS = record(
     "handoff_bytes_max:i8 handoff_timeout_ns:i8 handoff_stream:i8 block_bytes:i8 body_buffer_bytes:i8 "
     "zero_copy_bytes_min:i8 linger_bytes_max:i8 head_bytes:i8 handoff_stride:i8 streams_bytes:i8 "
     # addresses of the other arrays
-    "streams:i8 ranges:i8 submissions:i8 completions:i8 channels:i8 events:i8 block_links:i8 handoff_links:i8 body_links:i8 "
-    "headers:i8 vectors:i8 ancillary:i8 parked:i8 strays:i8 adopted:i8 buckets:i8 words:i8 commands:i8 blocks:i8 texts:i8 "
+    "streams:i8 ranges:i8 submissions:i8 completions:i8 channels:i8 events:i8 block_links:i8 handoff_links:i8 "
+    "body_links:i8 "
+    "headers:i8 vectors:i8 ancillary:i8 parked:i8 strays:i8 adopted:i8 buckets:i8 words:i8 commands:i8 blocks:i8 "
+    "texts:i8 "
     "templates:i8 constants:i8 scripts:i8 script_messages:i8 script_parts:i8 handoff_data:i8 bodies:i8 discard:i8 "
     "counters:i8 histograms:i8 histogram_sums:i8 snapshot:i8",
     1024,
@@ -107,7 +112,8 @@ SCRIPT_PART = record("kind:u4 offset:u4 length:u4", 12)
 HEADER = record("name:i8 name_bytes:i8 vector:i8 vector_count:i8 control:i8 control_bytes:i8 flags:i8", 56)  # msghdr
 VECTOR = record("address:i8 length:i8", 16)  # struct iovec
 ANCILLARY = record(
-    "length:i8 level:i4 type:i4 fd0:i4 fd1:i4 fd2:i4 fd3:i4 fd4:i4 fd5:i4 fd6:i4 fd7:i4 fd8:i4 fd9:i4 fd10:i4 fd11:i4", 64
+    "length:i8 level:i4 type:i4 fd0:i4 fd1:i4 fd2:i4 fd3:i4 fd4:i4 fd5:i4 fd6:i4 fd7:i4 fd8:i4 fd9:i4 fd10:i4 fd11:i4",
+    64,
 )
 DESCRIPTOR = record("fd:i4", 4)
 
@@ -377,7 +383,7 @@ def lazy_bytes(count: int) -> Any:
 
 
 def lazy_records(dtype: Any, count: int) -> Any:
-    """As `lazy_bytes`, viewed as records. """
+    """As `lazy_bytes`, viewed as records."""
     return lazy_bytes(count * dtype.itemsize).view(dtype)
 
 
@@ -440,7 +446,9 @@ def _set_globals(plane: Plane, settings: Settings, slot_count: int, stride: int)
     for name, array in plane._asdict().items():
         if name != "globals":
             setattr(shared, name, array.ctypes.data)
-    for offset, constant in zip((CONTINUE_OFFSET, KEEP_ALIVE_OFFSET, LINE_END_OFFSET, LAST_CHUNK_OFFSET), _CONSTANTS, strict=True):
+    for offset, constant in zip(
+        (CONTINUE_OFFSET, KEEP_ALIVE_OFFSET, LINE_END_OFFSET, LAST_CHUNK_OFFSET), _CONSTANTS, strict=True
+    ):
         plane.constants[offset : offset + len(constant)] = np.frombuffer(constant, np.uint8)
     shared.slot_count = shared.block_count = slot_count
     shared.handoff_count = len(plane.handoff_links)

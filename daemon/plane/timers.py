@@ -119,4 +119,4 @@ def timers_next_ns(plane: Any) -> int:
     while bits & 1 == 0:
         bits >>= 1
         distance += 1
-    return (plane.tick + 1 + distance) * TICK_NS
+    return int((plane.tick + 1 + distance) * TICK_NS)

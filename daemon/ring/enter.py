@@ -10,6 +10,7 @@ from typing import Any
 
 from config.compilation import compiled
 from daemon.plane.counters import COMPLETION_OVERFLOWS
+from daemon.plane.kernel_record import TIMESPEC
 from daemon.plane.memory import full_fence, load_acquire, store_release
 from daemon.plane.system import system_call
 from daemon.plane.table import count, record, record_accessor
@@ -23,19 +24,9 @@ SQ_NEED_WAKEUP = 1
 SQ_CQ_OVERFLOW = 2
 EINTR, EAGAIN, EBUSY, ETIME = 4, 11, 16, 62
 
-KERNEL = record(
-    "fd:i8 sqpoll:i8 sq_head:i8 sq_tail:i8 sq_flags:i8 cq_head:i8 cq_tail:i8 argument:i8 timespec:i8 scratch:i8 "
-    # the epoll kernel's
-    "epoll_fd:i8 events:i8 interests:i8 interest_count:i8 operations:i8 operation_count:i8 operation_free:i8 "
-    "retry_head:i8 retry_tail:i8 kind:i8",
-    256,
-)
 ARGUMENT = record("sigmask:i8 sigmask_bytes:i4 min_wait_us:i4 timespec:i8", 24)  # struct io_uring_getevents_arg
-TIMESPEC = record("seconds:i8 nanoseconds:i8", 16)
 _argument_at = record_accessor(ARGUMENT)
 _timespec_at = record_accessor(TIMESPEC)
-KERNEL_IO_URING = 1
-KERNEL_EPOLL = 2
 
 
 @compiled

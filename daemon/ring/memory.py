@@ -56,7 +56,9 @@ class _Parameters(ctypes.Structure):
 class _SubmissionQueue(ctypes.Structure):
     """struct io_uring_sq of liburing 2."""
 
-    _fields_ = [(name, ctypes.c_void_p) for name in ("head", "tail", "mask", "entries", "flags", "dropped", "array", "sqes")] + [
+    _fields_ = [
+        (name, ctypes.c_void_p) for name in ("head", "tail", "mask", "entries", "flags", "dropped", "array", "sqes")
+    ] + [
         ("sqe_head", ctypes.c_uint32),
         ("sqe_tail", ctypes.c_uint32),
         ("ring_bytes", ctypes.c_size_t),
@@ -70,7 +72,9 @@ class _SubmissionQueue(ctypes.Structure):
 class _CompletionQueue(ctypes.Structure):
     """struct io_uring_cq of liburing 2."""
 
-    _fields_ = [(name, ctypes.c_void_p) for name in ("head", "tail", "mask", "entries", "flags", "overflow", "cqes")] + [
+    _fields_ = [
+        (name, ctypes.c_void_p) for name in ("head", "tail", "mask", "entries", "flags", "overflow", "cqes")
+    ] + [
         ("ring_bytes", ctypes.c_size_t),
         ("ring_address", ctypes.c_void_p),
         ("ring_mask", ctypes.c_uint32),
@@ -94,14 +98,24 @@ class _Ring(ctypes.Structure):
 
 
 class _Restriction(ctypes.Structure):
-    _fields_ = [("kind", ctypes.c_uint16), ("operation", ctypes.c_uint8), ("reserved", ctypes.c_uint8), ("more", ctypes.c_uint32 * 3)]
+    _fields_ = [
+        ("kind", ctypes.c_uint16),
+        ("operation", ctypes.c_uint8),
+        ("reserved", ctypes.c_uint8),
+        ("more", ctypes.c_uint32 * 3),
+    ]
 
 
 class _Probe(ctypes.Structure):
     """struct io_uring_probe with its operations."""
 
     class Operation(ctypes.Structure):
-        _fields_ = [("operation", ctypes.c_uint8), ("reserved", ctypes.c_uint8), ("flags", ctypes.c_uint16), ("more", ctypes.c_uint32)]
+        _fields_ = [
+            ("operation", ctypes.c_uint8),
+            ("reserved", ctypes.c_uint8),
+            ("flags", ctypes.c_uint16),
+            ("more", ctypes.c_uint32),
+        ]
 
     _fields_ = [("last", ctypes.c_uint8), ("length", ctypes.c_uint8), ("reserved", ctypes.c_uint16), ("more", ctypes.c_uint32 * 3),
                 ("operations", Operation * 256)]  # fmt: skip

@@ -1,0 +1,57 @@
+"""Backends of the tests' own, named in a configuration as a user would name theirs."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+from backends.interface import Backend
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+class Raises(Backend):
+    """Raises before or after its first piece, by the prompt."""
+
+    def chunks(self, request: Any) -> Iterator[str | bytes]:
+        if request.prompt == "before":
+            raise ValueError("a secret that must not reach the wire")
+        yield "first"
+        raise ValueError("a secret that must not reach the wire")
+
+
+class Hangs(Backend):
+    """Says nothing, or one piece and then nothing; notices that it is cancelled."""
+
+    def chunks(self, request: Any) -> Iterator[str | bytes]:
+        if request.prompt == "after":
+            yield "first"
+        while not request.cancelled():
+            time.sleep(0.01)
+
+
+class Large(Backend):
+    """Megabytes at once, in pieces of very different sizes."""
+
+    def chunks(self, request: Any) -> Iterator[str | bytes]:
+        for number in range(8):
+            yield b"data: " + b"%d" % number + b"x" * (1 << 20) + b"\n\n"
+            yield f"small {number}"
+
+
+class Many(Backend):
+    """Very many small pieces, as fast as they are taken."""
+
+    def chunks(self, request: Any) -> Iterator[str | bytes]:
+        for number in range(20_000):
+            yield f"piece {number}"
+
+
+class Silent(Backend):
+    """A long silence in the middle."""
+
+    def chunks(self, request: Any) -> Iterator[str | bytes]:
+        yield "before"
+        time.sleep(1.2)
+        yield "after"

@@ -1,0 +1,71 @@
+"""How the daemon ends: no new streams, the old ones finish or are told, nothing is cut without a word."""
+
+from __future__ import annotations
+
+import signal
+import socket
+import time
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.behaviour.daemon_process import DONE, Daemon, read_all
+from tests.behaviour.test_backends import BACKENDS, error_of
+from tests.behaviour.test_streams import assert_whole
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+@pytest.mark.serial
+def test_sigterm_under_a_thousand_streams_drops_none(start: Callable[..., Daemon]) -> None:
+    daemon = start("", "--delay", "40")
+    clients = [daemon.open({"user_id": n}) for n in range(1000)]
+    time.sleep(0.1)
+    assert daemon.process is not None
+    daemon.process.send_signal(signal.SIGTERM)
+    time.sleep(0.1)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as late:
+        assert late.connect_ex(str(daemon.socket_path)) != 0
+    for client in clients:
+        assert_whole(read_all(client))
+        client.close()
+    assert daemon.process.wait(10) == 0
+    assert not daemon.socket_path.exists()
+
+
+def test_streams_that_cannot_finish_are_told(start: Callable[..., Daemon]) -> None:
+    daemon = start("[timeouts]\nshutdown_timeout_s = 1\n", "--delay", "30000")
+    client = daemon.open()
+    client.recv(1)
+    assert daemon.process is not None
+    daemon.process.send_signal(signal.SIGTERM)
+    answer = read_all(client)
+    error_of(answer.raw)
+    assert daemon.process.wait(10) == 0
+
+
+def test_a_queued_stream_gets_a_503_at_shutdown(start: Callable[..., Daemon]) -> None:
+    daemon = start(BACKENDS + "[thread_pool]\npool_size = 1\n[timeouts]\nshutdown_timeout_s = 1\n")
+    first = daemon.open({"backend": "hangs", "prompt": "after"})
+    first.recv(1)
+    second = daemon.open({"backend": "hangs"})
+    time.sleep(0.1)
+    assert daemon.process is not None
+    daemon.process.send_signal(signal.SIGTERM)
+    assert read_all(second).status == 503
+    error_of(read_all(first).raw)
+    assert daemon.process.wait(10) == 0
+
+
+def test_a_second_signal_ends_at_once(start: Callable[..., Daemon]) -> None:
+    daemon = start("", "--delay", "30000")
+    client = daemon.open()
+    client.recv(1)
+    assert daemon.process is not None
+    daemon.process.send_signal(signal.SIGTERM)
+    time.sleep(0.3)
+    assert daemon.process.poll() is None
+    daemon.process.send_signal(signal.SIGTERM)
+    daemon.process.wait(3)
+    assert not read_all(client).raw.endswith(DONE)
