@@ -18,8 +18,8 @@ def _encodable(text: str) -> str:
 def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """Escape what cannot be encoded in a report.
 
-    Tests log lone surrogates on purpose. pytest keeps what was logged, and pytest-xdist's wire has no form for them: the
-    worker ended in the midst of its tests.
+    Tests log lone surrogates on purpose. pytest keeps what was logged, and pytest-xdist cannot send that to its master:
+    the worker ended in the midst of its tests.
     """
     report = yield
     report.sections = [(_encodable(name), _encodable(text)) for name, text in report.sections]
