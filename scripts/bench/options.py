@@ -1,0 +1,159 @@
+"""The command line of the harness."""
+
+from __future__ import annotations
+
+import argparse
+import socket
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from scripts.bench.scenarios import CUSTOM, SCENARIOS, Scenario
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+DEFAULT_HANDOFF = '{"prompt":"benchmark stream {number}","user_id":{number}}'
+TOTAL_MAX = 80_000_000  # streams are numbered with eight digits from 10,000,000
+
+_EPILOG = """\
+A message is an event other than [DONE]; the head is none either. Every byte of every stream is checked, against
+--expect-file or against one stream that is read before the run, whose own number may appear anywhere in it.
+
+examples:
+  python -m scripts.bench --scenario all
+  python -m scripts.bench --scenario paced --tcp --start-daemon '--kernel epoll'
+  python -m scripts.bench --scenario all --baseline './floor {socket} {interval_ms} {messages}' --rounds 3
+  python -m scripts.bench --socket /run/daemon.sock --streams 500 --total 5000 --rate 200 --output result.json
+"""
+
+
+@dataclass(frozen=True)
+class Options:
+    """The command line, checked."""
+
+    scenarios: tuple[Scenario, ...]
+    socket_kinds: tuple[bool, ...]  # of clients; True: TCP
+    socket_path: str
+    daemon_arguments: str
+    pid: int
+    socket_type: socket.SocketKind
+    handoff: bytes
+    expect_file: Path | None
+    is_checked: bool
+    baseline: str
+    rounds: int
+    stall_timeout_s: float
+    connect_timeout_s: float
+    output: Path | None
+    plot: Path | None
+
+
+def _server_arguments(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("the server")
+    group.add_argument("--socket", default="", metavar="PATH", help="a server that runs already (default: start one)")
+    group.add_argument(
+        "--start-daemon",
+        default="",
+        metavar="ARGS",
+        help="more arguments for the daemon that is started without --socket",
+    )
+    group.add_argument("--socket-type", choices=("seqpacket", "stream"), default="seqpacket")
+    group.add_argument("--pid", type=int, default=0, help="measure this process (default: the one that listens)")
+
+
+def _load_arguments(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("the load; a number that is given wins over the scenario's")
+    group.add_argument("--scenario", choices=(*SCENARIOS, "all"), help="; ".join(_described()))
+    group.add_argument("--streams", type=int, metavar="N", help="streams open at a time")
+    group.add_argument("--total", type=int, metavar="N", help="streams in all")
+    group.add_argument("--rate", type=float, metavar="R", help="streams started per second; 0: no limit")
+    group.add_argument("--messages", type=int, metavar="N", help="messages that each stream must have")
+    group.add_argument("--interval-ms", type=float, metavar="MS", help="pace of the messages; lateness is against it")
+    kinds = group.add_mutually_exclusive_group()
+    kinds.add_argument("--tcp", action="store_true", help="clients on loopback TCP instead of socketpairs")
+    kinds.add_argument("--both", action="store_true", help="first on socketpairs, then on TCP")
+    group.add_argument("--handoff", default=DEFAULT_HANDOFF, metavar="JSON", help="{number} is the stream's own number")
+    group.add_argument("--connect-timeout-s", type=float, default=5.0, metavar="S")
+    group.add_argument(
+        "--stall-timeout-s", type=float, default=60.0, metavar="S", help="give up after silence this long"
+    )
+
+
+def _described() -> list[str]:
+    return [f"{scenario.name}: {scenario.shows}" for scenario in SCENARIOS.values()]
+
+
+def _other_arguments(parser: argparse.ArgumentParser) -> None:
+    check = parser.add_argument_group("the check")
+    check.add_argument(
+        "--expect-file",
+        type=Path,
+        metavar="FILE",
+        help="the body each stream must have; {number} stands for its number",
+    )
+    check.add_argument("--no-check", action="store_true", help="count messages and look for [DONE] only")
+    compare = parser.add_argument_group("comparison")
+    compare.add_argument(
+        "--baseline",
+        default="",
+        metavar="COMMAND",
+        help="run the same load in turn on another server: {socket}, {interval_ms}, {messages} are filled in",
+    )
+    compare.add_argument("--rounds", type=int, default=1, metavar="N", help="repeat; with a baseline A B A B ...")
+    results = parser.add_argument_group("results")
+    results.add_argument("--output", type=Path, metavar="FILE", help="all figures as JSON")
+    results.add_argument("--plot", type=Path, metavar="FILE.png", help="latency curves (needs matplotlib)")
+
+
+def _adjusted(scenario: Scenario, given: argparse.Namespace) -> Scenario:
+    changes = {"streams": given.streams, "total": given.total, "rate_per_s": given.rate}
+    changes |= {"messages": given.messages, "interval_ms": given.interval_ms}
+    adjusted = replace(scenario, **{name: value for name, value in changes.items() if value is not None})
+    if given.total is None and adjusted.streams > adjusted.total:
+        adjusted = replace(adjusted, total=adjusted.streams)
+    return adjusted
+
+
+def parse(arguments: Sequence[str] | None = None) -> Options:
+    """Read the command line. Ends the program with a sentence where it makes no sense."""
+    parser = argparse.ArgumentParser(
+        prog="python -m scripts.bench",
+        description="Plays Apache and the browsers against a handoff daemon and checks every byte that arrives.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    _server_arguments(parser)
+    _load_arguments(parser)
+    _other_arguments(parser)
+    given = parser.parse_args(arguments)
+    chosen = list(SCENARIOS.values()) if given.scenario == "all" else [SCENARIOS.get(given.scenario, CUSTOM)]
+    scenarios = tuple(_adjusted(scenario, given) for scenario in chosen)
+    for scenario in scenarios:
+        if scenario.streams < 1 or not 1 <= scenario.total <= TOTAL_MAX or scenario.rate_per_s < 0:
+            parser.error(f"--streams is at least 1, --total 1 to {TOTAL_MAX}, --rate at least 0")
+        if scenario.interval_ms < 0 or (scenario.messages is not None and scenario.messages < 0):
+            parser.error("--interval-ms and --messages are at least 0")
+    if given.rounds < 1:
+        parser.error("--rounds is at least 1")
+    if given.socket and given.start_daemon:
+        parser.error("--socket names a server that runs already, --start-daemon starts one: give one of them")
+    if given.expect_file and given.no_check:
+        parser.error("--expect-file and --no-check exclude each other")
+    return Options(
+        scenarios=scenarios,
+        socket_kinds=(False, True) if given.both else (given.tcp,),
+        socket_path=given.socket,
+        daemon_arguments=given.start_daemon,
+        pid=given.pid,
+        socket_type=socket.SOCK_STREAM if given.socket_type == "stream" else socket.SOCK_SEQPACKET,
+        handoff=given.handoff.encode(),
+        expect_file=given.expect_file,
+        is_checked=not given.no_check,
+        baseline=given.baseline,
+        rounds=given.rounds,
+        stall_timeout_s=given.stall_timeout_s,
+        connect_timeout_s=given.connect_timeout_s,
+        output=given.output,
+        plot=given.plot,
+    )
