@@ -1,13 +1,270 @@
-"""Serve every pending submission with non-blocking system calls, wait, and post completions."""
+"""Enter the kernel once: serve pending submissions with non-blocking system calls, wait, and post completions.
+
+What can be done at once is done at once. What would block waits for its descriptor and is tried again when epoll
+reports it, as io_uring does for a descriptor in blocking mode. Epoll is slept in when nothing else was done; while
+there is always something to do it is only asked, now and then. Data-plane thread only.
+"""
 
 from __future__ import annotations
 
 from typing import Any
 
-from config.compilation import compiled
+import numpy as np
+
+from config.compilation import compiled, inlined
+from daemon.epoll.calls import (
+    SYS_ACCEPT4,
+    SYS_CLOSE,
+    SYS_EPOLL_PWAIT,
+    SYS_EPOLL_PWAIT2,
+    SYS_SHUTDOWN,
+    event_of,
+    transfer,
+)
+from daemon.epoll.waiting import (
+    ALWAYS,
+    ENOENT,
+    interest_of,
+    narrow,
+    operation_find,
+    operation_give,
+    operation_of,
+    operation_take,
+    widen,
+)
+from daemon.plane.entries import (
+    ACCEPT,
+    ASYNC_CANCEL,
+    CLOSE,
+    COMPLETION_MORE,
+    EAGAIN,
+    EBADF,
+    ECANCELED,
+    EINTR,
+    EINVAL,
+    ENOMEM,
+    MSG_DONTWAIT,
+    NOP,
+    POLL_ADD,
+    POLLIN,
+    POLLOUT,
+    POLLRDHUP,
+    READ,
+    RECV,
+    RECVMSG,
+    SEND,
+    SEND_ZC,
+    SHUTDOWN,
+    WRITE,
+)
+from daemon.plane.kernel_record import TIMESPEC
+from daemon.plane.system import system_call
+from daemon.plane.table import completion_of, record_accessor, submission_of
+from daemon.plane.timers import FOREVER_NS
+
+_timespec_at = record_accessor(TIMESPEC)
+
+EVENTS_MAX = 512  # events taken by one wait
+ACCEPTS_MAX = 64  # peers accepted in one turn; the rest stay in the backlog until the next
+COMPLETIONS_MAX = 16  # room kept for one submission or event: more than ever wait on one descriptor, and one more
+POLL_INTERVAL_NS = 1_000_000  # while every turn has something to do, epoll is asked as often as this
+FOREVER_MS = -1
 
 
 @compiled
 def epoll_enter(plane: Any, kernel: Any) -> int:
-    """Not there yet."""
-    return -38
+    """Serve, wait, post. 0, or the negative errno of an epoll that can no longer be used."""
+    while plane.submission_pending > 0 and _room(plane) >= COMPLETIONS_MAX:
+        entry = submission_of(plane, plane.submission_base)
+        plane.submission_base += 1
+        plane.submission_pending -= 1
+        _serve(plane, kernel, entry)
+    wait_ns = 0
+    if plane.completion_count > 0:
+        if plane.now_ns - kernel.polled_ns < POLL_INTERVAL_NS:
+            return 0
+    elif plane.wait_until_ns > plane.now_ns:
+        wait_ns = FOREVER_NS if plane.wait_until_ns >= FOREVER_NS else plane.wait_until_ns - plane.now_ns
+    kernel.polled_ns = plane.now_ns
+    ready_count = _wait(kernel, wait_ns)
+    if ready_count < 0:
+        return 0 if ready_count == -EINTR else ready_count
+    for index in range(ready_count):
+        if _room(plane) < COMPLETIONS_MAX:
+            break  # what is left is reported again
+        event = event_of(kernel, index)
+        _serve_event(plane, kernel, int(event.fd), int(event.events))
+    return 0
+
+
+@inlined
+def _signed(value: Any) -> int:
+    """An unsigned field's value as everything else counts: the compiler keeps signed and unsigned 64 bits apart."""
+    return int(np.int64(value))
+
+
+@inlined
+def _room(plane: Any) -> int:
+    """How many completions can still be posted."""
+    return int(plane.completion_mask + 1 - plane.completion_count)
+
+
+@inlined
+def _post(plane: Any, tag: int, result: int, flags: int) -> None:
+    assert plane.completion_count <= plane.completion_mask
+    completion = completion_of(plane, plane.completion_base + plane.completion_count)
+    completion.tag = tag
+    completion.result = result
+    completion.flags = flags
+    plane.completion_count += 1
+
+
+@compiled
+def _wait(kernel: Any, wait_ns: int) -> int:
+    """Sleep for this long at most; how many descriptors are ready, or the negative errno."""
+    if kernel.coarse:
+        # Rounded up: a turn that comes early would find nothing to do and go to sleep again.
+        wait_ms = FOREVER_MS if wait_ns >= FOREVER_NS else min((wait_ns + 999_999) // 1_000_000, 0x7FFFFFFF)
+        return system_call(SYS_EPOLL_PWAIT, kernel.epoll_fd, kernel.events, EVENTS_MAX, wait_ms, 0, 0)
+    timespec_address = 0
+    if wait_ns < FOREVER_NS:
+        timespec = _timespec_at(kernel.timespec)
+        timespec.seconds = wait_ns // 1_000_000_000
+        timespec.nanoseconds = wait_ns % 1_000_000_000
+        timespec_address = kernel.timespec
+    return system_call(SYS_EPOLL_PWAIT2, kernel.epoll_fd, kernel.events, EVENTS_MAX, timespec_address, 0, 0)
+
+
+@compiled
+def _serve(plane: Any, kernel: Any, entry: Any) -> None:
+    """One submission: its completion is posted, or it waits."""
+    opcode = int(entry.opcode)
+    if opcode in (SEND, SEND_ZC, WRITE):
+        # A copying send has no notification to wait for; its one completion says so by not promising more.
+        _transfer(plane, kernel, entry, POLLOUT)
+    elif opcode in (RECV, RECVMSG, READ):
+        _transfer(plane, kernel, entry, POLLIN | POLLRDHUP)
+    elif opcode == POLL_ADD:
+        _begin_waiting(plane, kernel, entry, int(entry.operation_flags))
+    elif opcode == ASYNC_CANCEL:
+        _post(plane, entry.tag, _cancel(plane, kernel, _signed(entry.address)), 0)
+    elif opcode == CLOSE:
+        _post(plane, entry.tag, _close(plane, kernel, int(entry.fd)), 0)
+    elif opcode == SHUTDOWN:
+        _post(plane, entry.tag, system_call(SYS_SHUTDOWN, entry.fd, entry.length, 0, 0, 0, 0), 0)
+    elif opcode == ACCEPT:
+        _begin_waiting(plane, kernel, entry, POLLIN)
+    else:
+        _post(plane, entry.tag, 0 if opcode == NOP else -EINVAL, 0)
+
+
+@inlined
+def _transfer(plane: Any, kernel: Any, entry: Any, mask: int) -> None:
+    """Move bytes now, or wait where there are none, or no room, and waiting is not forbidden."""
+    flags = int(entry.operation_flags)
+    result = transfer(entry.opcode, entry.fd, _signed(entry.address), entry.length, flags)
+    if result == -EAGAIN and not flags & MSG_DONTWAIT:
+        _begin_waiting(plane, kernel, entry, mask)
+    else:
+        _post(plane, entry.tag, result, 0)
+
+
+@compiled
+def _begin_waiting(plane: Any, kernel: Any, entry: Any, mask: int) -> None:
+    """Remember the operation and have epoll watch its descriptor, or complete it with what stands in the way."""
+    fd = int(entry.fd)
+    if fd < 0 or fd >= kernel.interest_count:
+        _post(plane, entry.tag, -EBADF, 0)
+        return
+    number = operation_take(kernel, fd, entry.tag, mask | ALWAYS)
+    if number == 0:
+        _post(plane, entry.tag, -ENOMEM, 0)
+        return
+    operation = operation_of(kernel, number)
+    operation.opcode = entry.opcode
+    operation.address = _signed(entry.address)
+    operation.length = entry.length
+    operation.flags = entry.operation_flags
+    code = widen(kernel, fd, mask)
+    if code < 0:
+        operation_give(kernel, number)
+        _post(plane, entry.tag, code, 0)
+
+
+@compiled
+def _cancel(plane: Any, kernel: Any, target_tag: int) -> int:
+    """Complete the waiting operation with this tag. What nobody waits for any more is taken out of epoll at once.
+
+    So a descriptor that is cancelled and then closed costs one epoll_ctl, and a listener whose accept was cancelled may
+    be closed by its owner.
+    """
+    number = operation_find(kernel, target_tag)
+    if number == 0:
+        return -ENOENT
+    fd = int(operation_of(kernel, number).fd)
+    operation_give(kernel, number)
+    _post(plane, target_tag, -ECANCELED, 0)
+    if interest_of(kernel, fd).first == 0:
+        narrow(kernel, fd, 0)
+    return 0
+
+
+@compiled
+def _close(plane: Any, kernel: Any, fd: int) -> int:
+    """Close. The registration goes first: a duplicate elsewhere would keep it, under a number that is used again."""
+    if 0 <= fd < kernel.interest_count:
+        interest = interest_of(kernel, fd)
+        while interest.first > 0:
+            number = int(interest.first)
+            _post(plane, operation_of(kernel, number).tag, -ECANCELED, 0)
+            operation_give(kernel, number)
+        narrow(kernel, fd, 0)
+    return system_call(SYS_CLOSE, fd, 0, 0, 0, 0, 0)
+
+
+@compiled
+def _serve_event(plane: Any, kernel: Any, fd: int, ready: int) -> None:
+    """Try again whatever waits for what is ready, and stop asking for what nobody waited for."""
+    interest = interest_of(kernel, fd)
+    waited_for = 0
+    number = int(interest.first)
+    while number > 0:
+        operation = operation_of(kernel, number)
+        following = int(operation.next)
+        waited_for |= operation.mask
+        if operation.mask & ready and _resume(plane, operation, ready):
+            is_listener = operation.opcode == ACCEPT
+            operation_give(kernel, number)
+            if is_listener and interest.first == 0:
+                narrow(kernel, fd, 0)  # its owner may close it as soon as no accept is in flight
+        number = following
+    if ready & ~waited_for:
+        narrow(kernel, fd, waited_for)
+
+
+@compiled
+def _resume(plane: Any, operation: Any, ready: int) -> bool:
+    """Try a waiting operation again. True when it is over, its last completion posted."""
+    if operation.opcode == POLL_ADD:
+        _post(plane, operation.tag, ready & operation.mask, 0)
+        return True
+    if operation.opcode == ACCEPT:
+        return _accept(plane, operation)
+    result = transfer(operation.opcode, operation.fd, operation.address, operation.length, operation.flags)
+    if result == -EAGAIN:
+        return False
+    _post(plane, operation.tag, result, 0)
+    return True
+
+
+@compiled
+def _accept(plane: Any, operation: Any) -> bool:
+    """Accept all that have come, within bounds. True when an error has ended the multishot."""
+    for _ in range(min(ACCEPTS_MAX, _room(plane) - COMPLETIONS_MAX + 1)):
+        result = system_call(SYS_ACCEPT4, operation.fd, 0, 0, operation.flags, 0, 0)
+        if result == -EAGAIN:
+            return False
+        _post(plane, operation.tag, result, COMPLETION_MORE if result >= 0 else 0)
+        if result < 0:
+            return True
+    return False

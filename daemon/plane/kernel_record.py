@@ -1,4 +1,4 @@
-"""What the loop keeps of its kernel interface, as one record: addresses and descriptors, for whichever of the two is in use.
+"""What the loop keeps of its kernel interface, as one record: addresses and descriptors of whichever is in use.
 
 Filled on the data-plane thread before the loop begins, and written by that kernel's `enter` alone from then on.
 """
