@@ -1,0 +1,267 @@
+"""What a backend is: a class that is given a request and says where the bytes of its stream come from.
+
+A backend overrides one of two methods. `open` describes a stream that the data plane makes by itself (main thread, must
+not block). `chunks` yields its pieces (on a thread of the pool, may block). docs/backends.md has an example.
+Nothing here knows the daemon.
+"""
+
+from __future__ import annotations
+
+import enum
+import time
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Protocol
+
+import msgspec
+
+from backends.sse import DONE, escape
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+TEXT_BYTES_MAX = 64
+PROMPT_DEFAULT = "Hello"
+
+Format = Literal["content", "openai", "raw"]
+
+
+class BackendError(Exception):
+    """A failure with a status of its own: sent as it is before the first byte, as an error event after it.
+
+    Its message goes to the client, so it must hold no secret. Any other exception is a 500 that says nothing.
+    """
+
+    def __init__(self, status: int, message: str) -> None:
+        """`status` is 400 to 599; 502 and 504 are what a failing upstream usually means."""
+        assert 400 <= status <= 599, f"{status} is no error"
+        super().__init__(message)
+        self.status = status
+        self.message = message
+
+
+class BodyTruncated(Exception):  # noqa: N818  (the condition has this name everywhere in the project)
+    """The upload ended before its end: the client left, or its framing was wrong."""
+
+
+class Cancelled(BaseException):
+    """The stream is over: raised where a backend waits through its request. Let it pass."""
+
+
+class Message(msgspec.Struct, gc=False):
+    """One message of a conversation. `content` may be a list of parts, as OpenAI has them."""
+
+    role: str = "user"
+    content: str | list[Any] | None = None
+
+    def text(self) -> str:
+        """The text of the message: its content, or its text parts put together."""
+        if isinstance(self.content, str):
+            return self.content
+        parts = self.content or []
+        return "".join(str(part.get("text", "")) for part in parts if isinstance(part, dict))
+
+
+class Fields(msgspec.Struct):
+    """The fields of a handoff that are understood; others are ignored here and found in `Request.options`."""
+
+    user_id: int | str | None = None
+    prompt: str | None = None
+    messages: list[Message] | None = None
+    model: str | None = None
+    max_tokens: int | None = None
+    temperature: float | None = None
+    system: str | None = None
+    request_id: int | str | None = None
+    test_pattern: str | None = None
+    backend: str | None = None
+    response_headers: dict[str, Any] | None = None
+
+
+class Control(Protocol):
+    """How a request's stream is doing; implemented by whoever runs the backend."""
+
+    def cancelled(self) -> bool:
+        """Whether the stream is over, because the client left or a deadline passed."""
+        ...
+
+    def cancel_fd(self) -> int:
+        """A descriptor that is readable whenever `cancelled` is worth asking."""
+        ...
+
+    def pause(self, seconds: float) -> bool:
+        """Wait so long, or until the stream is over. True when it is over."""
+        ...
+
+
+class NeverCancelled:
+    """The control of a request that nobody waits for: opened in the plane, or made in a test."""
+
+    def cancelled(self) -> bool:
+        """No."""
+        return False
+
+    def cancel_fd(self) -> int:
+        """There is none."""
+        return -1
+
+    def pause(self, seconds: float) -> bool:
+        """Sleep."""
+        time.sleep(seconds)
+        return False
+
+
+_NEVER = NeverCancelled()
+
+
+class Request:
+    """One stream's request, as its backend sees it. Ask it only on the thread that runs the backend."""
+
+    __slots__ = ("body", "control", "fields", "headers", "raw")
+
+    def __init__(self, fields: Fields, raw: bytes = b"", headers: Mapping[str, str] | None = None) -> None:
+        """`raw` is the JSON that `fields` came from; `headers` those of an HTTP request, in lower case."""
+        self.fields = fields
+        self.raw = raw
+        self.headers: Mapping[str, str] = headers or {}
+        self.body: Iterator[bytes] = iter(())
+        self.control: Control = _NEVER
+
+    @property
+    def prompt(self) -> str:
+        """The last user message, else the prompt, else `Hello`."""
+        for message in reversed(self.fields.messages or []):
+            if message.role == "user":
+                return message.text()
+        return PROMPT_DEFAULT if self.fields.prompt is None else self.fields.prompt
+
+    @property
+    def messages(self) -> list[Message]:
+        """The conversation; a prompt alone is one user message. `system` comes first where it is given."""
+        messages = self.fields.messages or [Message("user", self.prompt)]
+        if self.fields.system:
+            return [Message("system", self.fields.system), *messages]
+        return messages
+
+    @property
+    def model(self) -> str | None:
+        """The model asked for."""
+        return self.fields.model
+
+    @property
+    def user_id(self) -> int | str | None:
+        """Who asks, as far as the sender of the handoff says."""
+        return self.fields.user_id
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Everything the handoff said, unknown fields included."""
+        return dict(msgspec.json.decode(self.raw)) if self.raw else {}
+
+    def cancelled(self) -> bool:
+        """Whether the stream is over: a backend that waits for something else asks now and then."""
+        return self.control.cancelled()
+
+    @property
+    def cancel_fd(self) -> int:
+        """Readable whenever `cancelled` is worth asking: for a backend that polls descriptors of its own."""
+        return self.control.cancel_fd()
+
+    def pause(self, seconds: float) -> bool:
+        """Wait so long, or until the stream is over. True when it is over."""
+        return self.control.pause(seconds)
+
+
+class Mark(enum.Enum):
+    """What is rendered into a script's message when it is sent."""
+
+    INDEX = 1  # the message's number in the stream, in decimal
+    TEXT = 2  # the stream's text
+
+
+class Script:
+    """Messages the data plane can render by itself: a stream repeats them until it has sent as many as it should.
+
+    Compared by identity, and announced in `Backend.scripts`, because scripts are copied into the plane once, at start.
+    """
+
+    __slots__ = ("end", "messages")
+
+    def __init__(self, messages: tuple[tuple[bytes | Mark, ...], ...], end: bytes = DONE) -> None:
+        """`end` is sent after the last message of a stream."""
+        assert messages, "a script has messages"
+        self.messages = messages
+        self.end = end
+
+    def render(self, index: int, text: bytes) -> bytes:
+        """Message `index` of a stream: the specification of what the plane does."""
+        number = b"%d" % index
+        parts = self.messages[index % len(self.messages)]
+        return b"".join(number if part is Mark.INDEX else text if part is Mark.TEXT else part for part in parts)  # type: ignore[misc]
+
+
+class Paced(NamedTuple):
+    """A stream that the data plane makes: `opening` with the head at once, then `count` messages of a script.
+
+    The first message is due `latency_ms` after the opening, each later one `interval_ps` picoseconds after the one
+    before; 0 is as fast as the socket takes them. `text` is at most 64 bytes.
+    """
+
+    script: Script
+    count: int
+    interval_ps: int = 0
+    latency_ms: int = 0
+    text: bytes = b""
+    opening: bytes = b""
+
+
+class Backend:
+    """Base of every backend. One instance serves all streams, `chunks` on many threads at once."""
+
+    format: ClassVar[Format] | Format = "content"  # of its errors: problem and event, OpenAI's envelope, or no events
+    end: bytes = DONE  # sent after the last chunk of a stream that ended well
+
+    def __init__(self, options: Mapping[str, Any]) -> None:
+        """`options` is the backend's section of the configuration."""
+        self.options = options
+
+    def reload(self, options: Mapping[str, Any]) -> None:
+        """The configuration was read again. Takes effect on streams that start from now."""
+        self.options = options
+
+    def scripts(self) -> tuple[Script, ...]:
+        """Every script that `open` may name. Asked once, at start."""
+        return ()
+
+    def open(self, request: Request) -> Paced | None:  # noqa: ARG002
+        """A stream that the plane can make, or None where `chunks` is to be used. Main thread: must not block."""
+        return None
+
+    def chunks(self, request: Request) -> Iterator[str | bytes]:
+        """The stream's pieces: text, which is wrapped as `data: {"content":...}`, or bytes, sent as they are."""
+        raise NotImplementedError(f"{type(self).__name__} overrides neither open nor chunks")
+
+
+def paced_chunks(paced: Paced, request: Request) -> Iterator[bytes]:
+    """A paced stream's pieces, for when it runs on a thread after all. Ends early when the stream is over."""
+    if paced.opening:
+        yield paced.opening
+    first_ns = time.monotonic_ns() + paced.latency_ms * 1_000_000
+    for index in range(paced.count):
+        wait_ns = first_ns + index * paced.interval_ps // 1000 - time.monotonic_ns()
+        if wait_ns > 0 and request.pause(wait_ns / 1e9):
+            return
+        yield paced.script.render(index, paced.text)
+    yield paced.script.end
+
+
+def text_of(value: object) -> bytes:
+    """A value as a stream's text: JSON-escaped, at most 64 bytes, never cut inside a character or an escape."""
+    text = escape(str(value)[:TEXT_BYTES_MAX]).encode(errors="replace")
+    if len(text) <= TEXT_BYTES_MAX:
+        return text
+    kept = b""
+    for character in str(value):
+        piece = escape(character).encode(errors="replace")
+        if len(kept) + len(piece) > TEXT_BYTES_MAX:
+            break
+        kept += piece
+    return kept

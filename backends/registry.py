@@ -1,0 +1,90 @@
+"""Backends by name: those of the project, and a user's own, named `package.module:Class` in `[backend.NAME]`.
+
+A module is imported only when its backend is in use, at start: what is off costs neither memory nor time.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any, cast
+
+import msgspec
+
+from backends.interface import Backend
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from config.settings import Settings
+
+# Always there, because they import nothing else.
+_BUILT_IN = {"mock": "backends.mock:Mock", "echo": "backends.echo:Echo"}
+_CLASS_KEY = "class"
+
+
+class RegistryError(Exception):
+    """A backend of the configuration cannot be used; the message names its section and says why."""
+
+
+class Registry:
+    """The backends of one process. Made at start, read by admission."""
+
+    def __init__(self, settings: Settings) -> None:
+        """Import and construct every backend that is built in or has a section. Raises RegistryError."""
+        self._backends: dict[str, Backend] = {}
+        for name, path in _BUILT_IN.items():
+            self._backends[name] = _construct(name, path, _options(settings, name))
+        for name, section in settings.backend.others.items():
+            path = section.get(_CLASS_KEY)
+            if name in _BUILT_IN and path is None:
+                continue
+            if not isinstance(path, str):
+                raise RegistryError(f'[backend.{name}] names no class: write class = "package.module:Class"')
+            self._backends[name] = _construct(name, path, _options(settings, name))
+        if settings.server.backend not in self._backends:
+            raise RegistryError(f"there is no backend {settings.server.backend!r}: known are {', '.join(self.names())}")
+
+    def names(self) -> list[str]:
+        """The known names, sorted."""
+        return sorted(self._backends)
+
+    def get(self, name: str) -> Backend | None:
+        """The backend of this name."""
+        return self._backends.get(name)
+
+    def __iter__(self) -> Iterator[tuple[str, Backend]]:
+        return iter(self._backends.items())
+
+    def reload(self, settings: Settings) -> None:
+        """Hand every backend its section as it is now."""
+        for name, backend in self._backends.items():
+            backend.reload(_options(settings, name))
+
+
+def _options(settings: Settings, name: str) -> Mapping[str, Any]:
+    if name == "mock" and name not in settings.backend.others:
+        options: dict[str, Any] = msgspec.to_builtins(settings.backend.mock)
+        return {**options, "message_delay_ms": settings.streaming.message_delay_ms}
+    return {key: value for key, value in settings.backend.others.get(name, {}).items() if key != _CLASS_KEY}
+
+
+def _construct(name: str, path: str, options: Mapping[str, Any]) -> Backend:
+    where = f"[backend.{name}] class = {path!r}"
+    module_name, separator, class_name = path.partition(":")
+    if not (module_name and separator and class_name):
+        raise RegistryError(f"{where}: write it as package.module:Class")
+    try:
+        module = importlib.import_module(module_name)
+    except ImportError as error:
+        raise RegistryError(f"{where}: cannot import {module_name}: {error}") from error
+    found = getattr(module, class_name, None)
+    if not (isinstance(found, type) and issubclass(found, Backend)):
+        raise RegistryError(f"{where}: {module_name} has no class {class_name} derived from backends.interface.Backend")
+    kind = cast("type[Backend]", found)
+    # Asked of the class, because a wrapper of either method would be called for what it wraps.
+    if kind.open is Backend.open and kind.chunks is Backend.chunks:
+        raise RegistryError(f"{where}: {class_name} overrides neither open nor chunks")
+    try:
+        return kind(options)
+    except (ValueError, TypeError, KeyError, OSError) as error:
+        raise RegistryError(f"{where}: {type(error).__name__}: {error}") from error
