@@ -50,7 +50,7 @@ if "NUMBA_CACHE_DIR" not in os.environ:
 
 import numba  # noqa: E402  (the cache directory must be known before numba is imported)
 import numba.extending  # noqa: E402
-from llvmlite import ir as _ir  # type: ignore[import-untyped]  # noqa: E402
+from llvmlite import ir as _ir  # noqa: E402
 from numba import types  # noqa: E402
 
 # Untyped on purpose: `_nrt` is not in numba's annotations, and an intrinsic is called without its context.

@@ -15,8 +15,8 @@ from msgspec import Meta
 RELOADABLE = {"reloadable": True}
 
 
-def _reloadable(description: str, **bounds: int) -> Meta:
-    return Meta(description=description, extra=RELOADABLE, **bounds)
+def _reloadable(description: str, ge: int | None = None, le: int | None = None) -> Meta:
+    return Meta(description=description, extra=RELOADABLE, ge=ge, le=le)
 
 
 class Server(msgspec.Struct, frozen=True, kw_only=True):
@@ -124,8 +124,8 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
         131_072
     )
     response_head_bytes_max: Annotated[
-        int, Meta(ge=512, le=65_536, description="response head with a handoff's own headers")
-    ] = 8192
+        int, Meta(ge=512, le=3072, description="response head with a handoff's own headers")
+    ] = 3072
     streams_per_user: Annotated[int, _reloadable("streams one user_id may hold; 0 = no limit", ge=0, le=1_000_000)] = 0
     requests_per_minute_per_user: Annotated[
         int, _reloadable("streams one user_id may start a minute; 0 = no limit", ge=0, le=1_000_000)

@@ -77,7 +77,7 @@ def _open_kernel(settings: Settings) -> tuple[Ring | None, KernelReport]:
 
 
 def probe(settings: Settings) -> KernelReport:
-    """Try the kernel as the data plane would, and let go of it. Raises KernelError where a required io_uring is missing."""
+    """Try the kernel as the data plane would, and let go of it. KernelError where a required io_uring is missing."""
     ring, report = _open_kernel(settings)
     if ring is not None:
         close_ring(ring)

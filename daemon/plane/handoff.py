@@ -79,7 +79,7 @@ def open_slot(plane: Any, slot: int, state: int) -> None:
     stream.control_events = stream.worker_events = 0
     stream.handoff_bytes = stream.handoff_flags = stream.must_poll = stream.zero_copy_result = 0
     stream.body_state = stream.body_bytes = stream.body_flags = stream.body_raw_bytes = stream.body_line_bytes = 0
-    stream.body_remaining = stream.discarded_bytes = stream.cookie = 0
+    stream.body_remaining = stream.discarded_bytes = stream.cookie = stream.hold_ns = 0
     stream.accepted_ns = plane.now_ns
 
 

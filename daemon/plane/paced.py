@@ -32,6 +32,7 @@ from daemon.plane.table import (
     stream_of,
 )
 
+RESERVE_BYTES = 1024
 LITERAL = 0
 INDEX = 1
 TEXT = 2
@@ -117,7 +118,8 @@ def generate(plane: Any, slot: int) -> bool:
     begun = number
     which = number % own if own > 0 else 0
     while number < due:
-        if not room_for(plane, stream, int(script_message_of(plane, first + which).bytes_max)):
+        # Leave room for the error event of a STOP, should one come while the client does not read.
+        if not room_for(plane, stream, int(script_message_of(plane, first + which).bytes_max) + RESERVE_BYTES):
             break
         render_message(plane, slot, first + which, number)
         number += 1

@@ -69,7 +69,7 @@ def service_stream(plane: Any, slot: int) -> None:
     if stream.keep_alive_ns > 0:
         _keep_alive(plane, slot, stream)
     if has_output(stream):
-        if not stream.in_flight & _SEND_OR_WRITABLE:
+        if not stream.in_flight & _SEND_OR_WRITABLE and plane.now_ns >= stream.hold_ns:
             _send(plane, slot, stream)
     elif stream.flags & m.FLAG_SOURCE_DONE and not stream.in_flight & _SEND_OR_WRITABLE:
         begin_closing(plane, slot, stream.reason)
@@ -241,6 +241,8 @@ def _next_deadline(plane: Any, stream: Any) -> int:
         pacing = stream.interval_ps > 0 and stream.message_index < stream.message_total
         if stream.source == m.SOURCE_PACED and (pacing or not has_output(stream)):
             earliest = min(earliest, max(next_due_ns(stream), plane.now_ns + 1))
+        if stream.hold_ns > plane.now_ns:
+            earliest = min(earliest, int(stream.hold_ns))
         if stream.phase_deadline_ns != 0:
             earliest = min(earliest, int(stream.phase_deadline_ns))
         if stream.stream_deadline_ns != 0:

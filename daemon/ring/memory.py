@@ -57,8 +57,14 @@ class _SubmissionQueue(ctypes.Structure):
     """struct io_uring_sq of liburing 2."""
 
     _fields_ = [
-        (name, ctypes.c_void_p) for name in ("head", "tail", "mask", "entries", "flags", "dropped", "array", "sqes")
-    ] + [
+        ("head", ctypes.c_void_p),
+        ("tail", ctypes.c_void_p),
+        ("mask", ctypes.c_void_p),
+        ("entries", ctypes.c_void_p),
+        ("flags", ctypes.c_void_p),
+        ("dropped", ctypes.c_void_p),
+        ("array", ctypes.c_void_p),
+        ("sqes", ctypes.c_void_p),
         ("sqe_head", ctypes.c_uint32),
         ("sqe_tail", ctypes.c_uint32),
         ("ring_bytes", ctypes.c_size_t),
@@ -73,8 +79,13 @@ class _CompletionQueue(ctypes.Structure):
     """struct io_uring_cq of liburing 2."""
 
     _fields_ = [
-        (name, ctypes.c_void_p) for name in ("head", "tail", "mask", "entries", "flags", "overflow", "cqes")
-    ] + [
+        ("head", ctypes.c_void_p),
+        ("tail", ctypes.c_void_p),
+        ("mask", ctypes.c_void_p),
+        ("entries", ctypes.c_void_p),
+        ("flags", ctypes.c_void_p),
+        ("overflow", ctypes.c_void_p),
+        ("cqes", ctypes.c_void_p),
         ("ring_bytes", ctypes.c_size_t),
         ("ring_address", ctypes.c_void_p),
         ("ring_mask", ctypes.c_uint32),
@@ -117,8 +128,13 @@ class _Probe(ctypes.Structure):
             ("more", ctypes.c_uint32),
         ]
 
-    _fields_ = [("last", ctypes.c_uint8), ("length", ctypes.c_uint8), ("reserved", ctypes.c_uint16), ("more", ctypes.c_uint32 * 3),
-                ("operations", Operation * 256)]  # fmt: skip
+    _fields_ = [
+        ("last", ctypes.c_uint8),
+        ("length", ctypes.c_uint8),
+        ("reserved", ctypes.c_uint16),
+        ("more", ctypes.c_uint32 * 3),
+        ("operations", Operation * 256),
+    ]
 
 
 @dataclass
@@ -159,7 +175,7 @@ def _check_kernel() -> None:
 
 def _explain(code: int) -> str:
     reasons = {
-        errno.EPERM: "io_uring_setup is forbidden (seccomp, as in Docker's default profile, or kernel.io_uring_disabled)",
+        errno.EPERM: "io_uring_setup is forbidden (by seccomp, as in Docker, or kernel.io_uring_disabled)",
         errno.ENOSYS: "this kernel has no io_uring",
         errno.EINVAL: "this kernel lacks a required feature (SINGLE_ISSUER, DEFER_TASKRUN: Linux 6.1)",
         errno.ENOMEM: "no memory for the ring (RLIMIT_MEMLOCK?)",
