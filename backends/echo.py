@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from backends.interface import Backend, Request
+from backends.interface import Backend, Format, Request
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 class Echo(Backend):
     """No options."""
 
-    format = "raw"
+    format: Format = "raw"
     end = b""
 
     def chunks(self, request: Request) -> Iterator[str | bytes]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import enum
 import time
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
 import msgspec
 
@@ -216,7 +216,7 @@ class Paced(NamedTuple):
 class Backend:
     """Base of every backend. One instance serves all streams, `chunks` on many threads at once."""
 
-    format: ClassVar[Format] | Format = "content"  # of its errors: problem and event, OpenAI's envelope, or no events
+    format: Format = "content"  # of its errors: problem and event, OpenAI's envelope, or no events
     end: bytes = DONE  # sent after the last chunk of a stream that ended well
 
     def __init__(self, options: Mapping[str, Any]) -> None:
@@ -241,7 +241,7 @@ class Backend:
 
 
 def paced_chunks(paced: Paced, request: Request) -> Iterator[bytes]:
-    """A paced stream's pieces, for when it runs on a thread after all. Ends early when the stream is over."""
+    """A paced stream's pieces but for its script's end, for when it runs on a thread. Stops when the stream is over."""
     if paced.opening:
         yield paced.opening
     first_ns = time.monotonic_ns() + paced.latency_ms * 1_000_000
@@ -250,7 +250,6 @@ def paced_chunks(paced: Paced, request: Request) -> Iterator[bytes]:
         if wait_ns > 0 and request.pause(wait_ns / 1e9):
             return
         yield paced.script.render(index, paced.text)
-    yield paced.script.end
 
 
 def text_of(value: object) -> bytes:

@@ -96,9 +96,6 @@ class Mock(Backend):
         if not request.pause(self._latency_ms / 1000):
             yield from paced_chunks(self._paced(request), request)
 
-    # The chunks of a paced stream already end with the script's end.
-    end = b""
-
     def _paced(self, request: Request) -> Paced:
         fields = request.fields
         if self._tokens > 0 or fields.model == TEST_MODEL:

@@ -1,69 +1,113 @@
-"""Every answer the daemon gives by itself: the streaming head, refusals, and errors inside a stream.
+"""What the daemon itself says to a client: heads of streams, refusals, and the error that ends a stream.
 
-Before the first byte an error is an HTTP response of its own: RFC 9457 problem+json. After it, it is an
-`event: error`, which every SSE client can tell from an end.
+Everything is a whole HTTP/1.1 response or a whole event, as bytes. Bodies of errors are RFC 9457 problems, or OpenAI's
+envelope where the stream speaks OpenAI's format.
 """
 
 from __future__ import annotations
 
-import json
-import re
-from http import HTTPStatus
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import msgspec
+
+from daemon.plane.messages import PAYLOAD_BYTES_MAX
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from backends.interface import Format
 
-HEAD = (
-    b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nCache-Control: no-cache\r\n"
-    b"Connection: close\r\nX-Accel-Buffering: no\r\n\r\n"
+# Byte for byte what clients of the older daemons get.
+STANDARD_HEAD = (
+    b"HTTP/1.1 200 OK\r\n"
+    b"Content-Type: text/event-stream\r\n"
+    b"Cache-Control: no-cache\r\n"
+    b"Connection: close\r\n"
+    b"X-Accel-Buffering: no\r\n"
+    b"\r\n"
 )
-KEEP_ALIVE = b": keep-alive\n\n"
-_TOKEN = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
-_CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
-# The stream's own: a handoff may not change how its body is framed or cached.
-_RESERVED = frozenset(
-    ("content-type", "cache-control", "connection", "x-accel-buffering", "transfer-encoding", "content-length", "content-encoding")
-)
+PHRASES = {
+    400: "Bad Request",
+    401: "Unauthorized",
+    403: "Forbidden",
+    404: "Not Found",
+    408: "Request Timeout",
+    409: "Conflict",
+    413: "Content Too Large",
+    415: "Unsupported Media Type",
+    422: "Unprocessable Content",
+    429: "Too Many Requests",
+    431: "Request Header Fields Too Large",
+    500: "Internal Server Error",
+    501: "Not Implemented",
+    502: "Bad Gateway",
+    503: "Service Unavailable",
+    504: "Gateway Timeout",
+}
+# `type` of OpenAI's envelope and of the error event, by status.
+_ERROR_TYPES = {
+    401: "authentication_error",
+    403: "permission_error",
+    429: "rate_limit_exceeded",
+    500: "internal_error",
+    502: "backend_error",
+    503: "service_unavailable",
+    504: "timeout",
+}
+DETAIL_CHARACTERS_MAX = 500  # two endings of a stream must fit in one command
 
 
-def stream_head(headers: Mapping[str, Any]) -> tuple[bytes, list[str]]:
-    """The streaming head with a handoff's own headers after the standard ones, and the names of those left out."""
-    lines, dropped = [], []
-    for name, value in headers.items():
-        good = isinstance(value, str) and _TOKEN.fullmatch(name) and not _CONTROL.search(value)
-        if good and name.lower() not in _RESERVED:
-            lines.append(f"{name}: {value}\r\n")
-        else:
-            dropped.append(name)
-    return HEAD[:-2] + "".join(lines).encode("utf-8", "replace") + b"\r\n", dropped
+class Ending(NamedTuple):
+    """Both ways to end a stream: the payload's first `head_bytes` if no head has left, otherwise the rest."""
+
+    payload: bytes
+    head_bytes: int
 
 
-def problem(status: int, detail: str, *, retry_after_s: int | None = None, openai: bool = False) -> bytes:
-    """A whole HTTP response that says what is wrong; `openai` chooses OpenAI's envelope over RFC 9457."""
-    title = HTTPStatus(status).phrase
-    if openai:
-        kind = "application/json"
-        body = json.dumps({"error": error_object(status, detail)}).encode()
+def phrase(status: int) -> str:
+    """The reason phrase of a status."""
+    return PHRASES.get(status, "Error")
+
+
+def error_type(status: int) -> str:
+    """The class of an error, as OpenAI's clients know it."""
+    return _ERROR_TYPES.get(status, "invalid_request_error" if status < 500 else "internal_error")
+
+
+def streaming_head(extra: bytes) -> bytes:
+    """The standard head with more header lines, each ended by CR LF."""
+    return STANDARD_HEAD[:-2] + extra + b"\r\n"
+
+
+def _envelope(status: int, detail: str, code: str) -> dict[str, Any]:
+    return {"error": {"message": detail, "type": error_type(status), "param": None, "code": code}}
+
+
+def problem(status: int, code: str, detail: str, style: Format = "content", retry_after_s: int = 0) -> bytes:
+    """A whole response that refuses: the status, why, and when to come back where that is known."""
+    detail = detail[:DETAIL_CHARACTERS_MAX]
+    if style == "openai":
+        kind = b"application/json"
+        body = msgspec.json.encode(_envelope(status, detail, code))
     else:
-        kind = "application/problem+json"
-        members = {"type": "about:blank", "title": title, "status": status, "detail": detail}
-        body = json.dumps(members, ensure_ascii=False).encode("utf-8", "replace")
-    retry = f"Retry-After: {retry_after_s}\r\n" if retry_after_s is not None else ""
-    head = (
-        f"HTTP/1.1 {status} {title}\r\nContent-Type: {kind}\r\nContent-Length: {len(body)}\r\n"
-        f"Cache-Control: no-store\r\n{retry}Connection: close\r\n\r\n"
-    )
-    return head.encode() + body
+        kind = b"application/problem+json"
+        body = msgspec.json.encode(
+            {"type": "about:blank", "title": phrase(status), "status": status, "detail": detail, "code": code}
+        )
+    retry = b"Retry-After: %d\r\n" % retry_after_s if retry_after_s > 0 else b""
+    head = b"HTTP/1.1 %d %b\r\nContent-Type: %b\r\nContent-Length: %d\r\nCache-Control: no-store\r\n" % (
+        status, phrase(status).encode(), kind, len(body),
+    )  # fmt: skip
+    return head + retry + b"Connection: close\r\n\r\n" + body
 
 
-def error_object(status: int, message: str, code: str | None = None) -> dict[str, Any]:
-    """OpenAI's error object."""
-    server_error = HTTPStatus.INTERNAL_SERVER_ERROR
-    kind = "server_error" if status >= server_error else "invalid_request_error"
-    return {"message": message, "type": kind, "param": None, "code": code or str(status)}
+def error_event(status: int, code: str, detail: str) -> bytes:
+    """The event that ends a stream which cannot go on: clients of OpenAI's API raise it."""
+    body = msgspec.json.encode(_envelope(status, detail[:DETAIL_CHARACTERS_MAX], code))
+    return b"event: error\ndata: " + body + b"\n\n"
 
 
-def error_event(status: int, message: str, code: str | None = None) -> bytes:
-    """An error inside a stream that has begun; the stream is closed after it."""
-    return b"event: error\ndata: %s\n\n" % json.dumps({"error": error_object(status, message, code)}).encode()
+def either(status: int, code: str, detail: str, style: Format = "content", retry_after_s: int = 0) -> Ending:
+    """The payload of a STOP. A raw stream has no events: once its head has left it can only be cut."""
+    response = problem(status, code, detail, style, retry_after_s)
+    event = b"" if style == "raw" else error_event(status, code, detail)
+    assert len(response) + len(event) <= PAYLOAD_BYTES_MAX
+    return Ending(response + event, len(response))

@@ -1,113 +1,144 @@
-"""Packing commands and writing them: whole, several to a write, never blocking the control plane."""
+"""Commands down to the data plane: packed here, written whole and at most 4,096 bytes at a time, never blocking.
+
+Layout and meaning are in daemon/plane/messages.py and docs/contract.md. `CommandWriter` is the main thread's; a worker
+writes its own commands to the same pipe (daemon/control/worker.py), which the kernel keeps apart.
+"""
 
 from __future__ import annotations
 
 import os
-import select
 import struct
 from collections import deque
 from typing import TYPE_CHECKING
 
-from daemon.plane import messages as m
+from daemon.plane.messages import COMMAND, COMMAND_BYTES, MESSAGE_BYTES_MAX, PAYLOAD_ALIGNMENT, PAYLOAD_BYTES_MAX
 
 if TYPE_CHECKING:
     import asyncio
+    from collections.abc import Callable
 
-# The layout of messages.COMMAND; a test compares the two field by field.
-_COMMAND = struct.Struct("<HHIIIIIIIHHHHi4xqqqqqIIIIIIIII4x")
-assert _COMMAND.size == m.COMMAND_BYTES
-_PADDING = [bytes(size) for size in range(m.PAYLOAD_ALIGNMENT)]
+_HEADER = struct.Struct("<HHIIIIIIIHHHHi4xqqqqqIIIIIIII4x")
+# The part that differs from one command of a stream to the next: kind, flags, total_bytes, slot, generation,
+# payload_bytes, head_bytes, text_bytes. What follows it is packed once and kept.
+_PREFIX = struct.Struct("<HHIIIIII")
+PREFIX_BYTES = _PREFIX.size
+FIELDS: tuple[str, ...] = COMMAND.names
+_PADDING = tuple(bytes(-count % PAYLOAD_ALIGNMENT) for count in range(PAYLOAD_ALIGNMENT))
+_ALIGN_MASK = PAYLOAD_ALIGNMENT - 1
 
 
-def pack_command(
+def pack(payload: bytes = b"", **fields: int) -> bytes:
+    """One command by the names of its fields; those not given are 0. For what is not sent once per token."""
+    assert len(payload) <= PAYLOAD_BYTES_MAX, f"{len(payload)} bytes do not fit in a command"
+    padding = _PADDING[len(payload) & _ALIGN_MASK]
+    values = {**fields, "payload_bytes": len(payload), "total_bytes": COMMAND_BYTES + len(payload) + len(padding)}
+    header = _HEADER.pack(*(values.pop(name, 0) for name in FIELDS))
+    assert not values, f"no such fields: {values}"
+    return header + payload + padding
+
+
+def tail(**fields: int) -> bytes:
+    """What `pack_with_tail` puts after the prefix: the fields that many commands have in common."""
+    return pack(b"", **fields)[PREFIX_BYTES:]
+
+
+def pack_with_tail(  # noqa: PLR0913, PLR0917  (a record's fields; an object that bundled them would cost as much again)
+    common: bytes,
     kind: int,
+    flags: int,
     slot: int,
     generation: int,
-    payload: bytes = b"",
-    *,
-    flags: int = 0,
-    head_bytes: int = 0,
+    payload: bytes,
+    head_bytes: int,
     text_bytes: int = 0,
-    prefix_bytes: int = 0,
-    source: int = 0,
-    channel: int = 0,
-    reason: int = 0,
-    script: int = 0,
-    client_fd: int = -1,
-    cookie: int = 0,
-    address: int = 0,
-    length: int = 0,
-    message_count: int = 0,
-    interval_ps: int = 0,
-    latency_ms: int = 0,
-    deadlines: tuple[int, int, int, int, int, int, int, int] = (0, 0, 0, 0, 0, 0, 0, 0),
 ) -> bytes:
-    """One command, padded. `deadlines`: stream, queue, first byte, silence, keep-alive, write, linger, handoff; in ms."""
-    payload_bytes = len(payload)
-    padding = -payload_bytes % m.PAYLOAD_ALIGNMENT
-    total_bytes = m.COMMAND_BYTES + payload_bytes + padding
-    assert total_bytes <= m.MESSAGE_BYTES_MAX
-    header = _COMMAND.pack(
-        kind, flags, total_bytes, slot, generation, payload_bytes, head_bytes, text_bytes, prefix_bytes, source, channel,
-        reason, script, client_fd, cookie, address, length, message_count, interval_ps, latency_ms, *deadlines,
-    )  # fmt: skip
-    return header + payload + _PADDING[padding]
-
-
-def pack_either(
-    kind: int, slot: int, generation: int, response: bytes, event: bytes, *, reason: int, flags: int = 0
-) -> bytes:
-    """A command with both endings: a whole response if nothing has left yet, otherwise an event."""
-    return pack_command(kind, slot, generation, response + event, head_bytes=len(response), reason=reason, flags=flags)
+    """As `pack`, for the commands of the hot paths: all fields past `text_bytes` come from `tail`."""
+    size = len(payload)
+    assert size <= PAYLOAD_BYTES_MAX, f"{size} bytes do not fit in a command"
+    padding = _PADDING[size & _ALIGN_MASK]
+    total = COMMAND_BYTES + size + len(padding)
+    return _PREFIX.pack(kind, flags, total, slot, generation, size, head_bytes, text_bytes) + common + payload + padding
 
 
 class CommandWriter:
-    """The control plane's end of the command pipe. Commands are collected, then written by `flush`."""
+    """The main thread's end of the command pipe. What one callback produced leaves in as few writes as possible."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, descriptor: int) -> None:
+    __slots__ = ("_batch", "_batch_bytes", "_closed", "_fd", "_loop", "_waiting")
+
+    def __init__(self, fd: int, loop: asyncio.AbstractEventLoop) -> None:
+        """`fd` must not block. It is not closed here."""
+        self._fd = fd
         self._loop = loop
-        self._descriptor = descriptor
-        self._waiting: deque[bytes] = deque()
-        self._blocked = False
+        self._batch: list[bytes] = []
+        self._batch_bytes = 0
+        self._closed = False
+        # Batches the pipe had no room for, and callbacks that wait behind them. Bounded by what admission has open:
+        # a stream gets few commands from here, and no handoff comes while the plane does not read.
+        self._waiting: deque[bytes | Callable[[], None]] = deque()
 
-    def send(self, command: bytes) -> None:
-        """Put a command in line; it leaves with the next `flush`."""
-        self._waiting.append(command)
+    def add(self, command: bytes) -> None:
+        """Send a command with the next flush."""
+        self._batch_bytes += len(command)
+        if self._batch_bytes > MESSAGE_BYTES_MAX:
+            self._write_batch()
+            self._batch_bytes = len(command)
+        self._batch.append(command)
 
-    def flush(self) -> None:
-        """Write as much as the pipe takes, whole commands only; the rest follows when there is room."""
-        if self._blocked:
-            return
-        waiting = self._waiting
-        while waiting:
-            batch = [waiting.popleft()]
-            size = len(batch[0])
-            while waiting and size + len(waiting[0]) <= m.MESSAGE_BYTES_MAX:
-                size += len(waiting[0])
-                batch.append(waiting.popleft())
-            try:
-                # Up to PIPE_BUF bytes are written whole or not at all.
-                os.write(self._descriptor, b"".join(batch))
-            except BlockingIOError:
-                waiting.extendleft(reversed(batch))
-                self._blocked = True
-                self._loop.add_writer(self._descriptor, self._unblock)
-                return
-
-    def _unblock(self) -> None:
-        self._loop.remove_writer(self._descriptor)
-        self._blocked = False
+    def send(self, payload: bytes = b"", **fields: int) -> None:
+        """Pack a command and send it now."""
+        self.add(pack(payload, **fields))
         self.flush()
 
+    def flush(self) -> None:
+        """Send what was added. Called at the end of every callback that adds commands."""
+        if self._batch:
+            self._write_batch()
 
-def write_waiting(descriptor: int, command: bytes) -> None:
-    """Write one command from a worker thread, waiting for room in the pipe: the plane always empties it."""
-    while True:
-        try:
-            os.write(descriptor, command)
-        except BlockingIOError:
-            poll = select.poll()
-            poll.register(descriptor, select.POLLOUT)
-            poll.poll(1000)
+    def after_flush(self, callback: Callable[[], None]) -> None:
+        """Call back once everything added until now is in the pipe: what a worker sends must come behind it."""
+        self.flush()
+        if self._waiting:
+            self._waiting.append(callback)
         else:
-            return
+            callback()
+
+    @property
+    def waiting_count(self) -> int:
+        """Batches that wait for room in the pipe."""
+        return len(self._waiting)
+
+    def _write_batch(self) -> None:
+        data = b"".join(self._batch)
+        self._batch.clear()
+        self._batch_bytes = 0
+        if self._waiting or not self._write(data):
+            if not self._waiting:
+                self._loop.add_writer(self._fd, self._drain)
+            self._waiting.append(data)
+
+    def _write(self, data: bytes) -> bool:
+        """False when the pipe has no room. At most 4,096 bytes go whole or not at all."""
+        if self._closed:
+            return True
+        try:
+            written = os.write(self._fd, data)
+        except BlockingIOError:
+            return False
+        except BrokenPipeError:
+            # The plane's thread has ended, which the service notices by itself; nobody is left to be commanded.
+            self._closed = True
+            return True
+        assert written == len(data), "the kernel split a write of at most PIPE_BUF bytes"
+        return True
+
+    def _drain(self) -> None:
+        while self._waiting:
+            item = self._waiting[0]
+            if not isinstance(item, bytes):
+                self._waiting.popleft()
+                item()
+            elif self._write(item):
+                self._waiting.popleft()
+            else:
+                return
+        self._loop.remove_writer(self._fd)

@@ -1,0 +1,124 @@
+"""One compiled look at a client's descriptor: a stream socket? TCP_NODELAY where it is TCP. Who handed it over?
+
+Called once per handoff on the main thread. These system calls made from Python cost as much as the rest of admission.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import fcntl
+import os
+import socket
+from typing import Any
+
+import numpy as np
+
+from config.compilation import compiled, foreign, overload, types
+from daemon.plane.table import record, record_accessor
+
+# What `inspect` finds.
+STREAM_SOCKET = 0
+NOT_A_STREAM_SOCKET = 1
+PEER_UNKNOWN = 2  # the peer's credentials were wanted and cannot be had
+
+# What it is to do besides checking the type.
+WANT_CREDENTIALS = 1
+CLEAR_NONBLOCKING = 2  # io_uring waits for a blocking socket by itself, and fails where it would wait for another
+
+_SCRATCH = record("value:i4 size:i4 one:i4 pid:i4 uid:i4 gid:i4", 24)  # the last three are a struct ucred
+_ONE_OFFSET, _CREDENTIALS_OFFSET, _CREDENTIALS_BYTES = 8, 12, 12
+_SIZE_OFFSET = 4
+_scratch_at = record_accessor(_SCRATCH)
+
+_SOL_SOCKET, _SO_TYPE, _SO_PEERCRED = int(socket.SOL_SOCKET), int(socket.SO_TYPE), int(socket.SO_PEERCRED)
+_SOCK_STREAM = int(socket.SOCK_STREAM)
+_IPPROTO_TCP, _TCP_NODELAY = int(socket.IPPROTO_TCP), int(socket.TCP_NODELAY)
+_F_GETFL, _F_SETFL, _O_NONBLOCK = int(fcntl.F_GETFL), int(fcntl.F_SETFL), int(os.O_NONBLOCK)
+
+_i32, _pointer = types.int32, types.intp
+_c_getsockopt = foreign("getsockopt", _i32, _i32, _i32, _i32, _pointer, _pointer)
+_c_setsockopt = foreign("setsockopt", _i32, _i32, _i32, _i32, _pointer, _i32)
+_c_fcntl = foreign("fcntl", _i32, _i32, _i32, _pointer)
+_libc: Any = ctypes.CDLL(None)
+
+
+def _get_option(fd: int, level: int, option: int, address: int, size_address: int) -> int:
+    return int(_libc.getsockopt(fd, level, option, ctypes.c_void_p(address), ctypes.c_void_p(size_address)))
+
+
+@overload(_get_option)
+def _get_option_compiled(fd: Any, level: Any, option: Any, address: Any, size_address: Any) -> Any:  # noqa: ARG001
+    def call(fd: Any, level: Any, option: Any, address: Any, size_address: Any) -> Any:
+        return _c_getsockopt(fd, level, option, address, size_address)
+
+    return call
+
+
+def _set_option(fd: int, level: int, option: int, address: int) -> int:
+    return int(_libc.setsockopt(fd, level, option, ctypes.c_void_p(address), 4))
+
+
+@overload(_set_option)
+def _set_option_compiled(fd: Any, level: Any, option: Any, address: Any) -> Any:  # noqa: ARG001
+    def call(fd: Any, level: Any, option: Any, address: Any) -> Any:
+        return _c_setsockopt(fd, level, option, address, 4)
+
+    return call
+
+
+def _file_control(fd: int, operation: int, value: int) -> int:
+    return int(_libc.fcntl(fd, operation, ctypes.c_long(value)))
+
+
+@overload(_file_control)
+def _file_control_compiled(fd: Any, operation: Any, value: Any) -> Any:  # noqa: ARG001
+    def call(fd: Any, operation: Any, value: Any) -> Any:
+        return _c_fcntl(fd, operation, value)
+
+    return call
+
+
+@compiled
+def inspect(client_fd: int, peer_fd: int, wanted: int, address: int) -> int:
+    """Check and prepare a descriptor; `address` is that of a `Scratch`. STREAM_SOCKET or what is wrong."""
+    scratch = _scratch_at(address)
+    # Only TCP takes TCP_NODELAY: where it does, this is a stream socket, too. Anything else is asked what it is.
+    if _set_option(client_fd, _IPPROTO_TCP, _TCP_NODELAY, address + _ONE_OFFSET) != 0:
+        scratch.size = 4
+        if _get_option(client_fd, _SOL_SOCKET, _SO_TYPE, address, address + _SIZE_OFFSET) != 0:
+            return NOT_A_STREAM_SOCKET
+        if scratch.value != _SOCK_STREAM:
+            return NOT_A_STREAM_SOCKET
+    if wanted & CLEAR_NONBLOCKING:
+        flags = _file_control(client_fd, _F_GETFL, 0)
+        if flags >= 0 and flags & _O_NONBLOCK:
+            _file_control(client_fd, _F_SETFL, flags & ~_O_NONBLOCK)
+    if wanted & WANT_CREDENTIALS:
+        scratch.size = _CREDENTIALS_BYTES
+        place = address + _CREDENTIALS_OFFSET
+        if _get_option(peer_fd, _SOL_SOCKET, _SO_PEERCRED, place, address + _SIZE_OFFSET) != 0:
+            return PEER_UNKNOWN
+    return STREAM_SOCKET
+
+
+class Scratch:
+    """The words that `inspect` reads and writes."""
+
+    __slots__ = ("_words", "address")
+
+    def __init__(self) -> None:
+        """Also compiles `inspect`, or loads it, so that no handoff waits for that."""
+        self._words: Any = np.zeros(1, _SCRATCH)
+        self._words[0].one = 1
+        self.address = int(self._words.ctypes.data)
+        inspect(-1, -1, 0, self.address)
+
+    @property
+    def uid(self) -> int:
+        """The peer's user, after WANT_CREDENTIALS."""
+        return int(self._words[0].uid)
+
+    @property
+    def gid(self) -> int:
+        """The peer's group, after WANT_CREDENTIALS."""
+        return int(self._words[0].gid)

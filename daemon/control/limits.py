@@ -1,0 +1,116 @@
+"""What admission may let in: the settings' limits as one flat record, and the counts per user they are held against."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from config.settings import Settings
+
+USERS_MAX = 65_536  # users whose rate is remembered
+_WINDOW_S = 60.0
+
+
+class Policy(NamedTuple):
+    """The settings that admission reads for each handoff, in one place. Made anew when they are reloaded."""
+
+    connections_max: int
+    bodies_max: int
+    head_bytes_max: int
+    handoff_bytes_max: int
+    default_backend: str
+    allowed_uids: frozenset[int]
+    allowed_gids: frozenset[int]
+    every_backend_pooled: bool
+    keep_half_open: bool
+    queue_timeout_ms: int
+    first_byte_timeout_ms: int
+    silence_timeout_ms: int
+    stream_timeout_ms: int
+    write_timeout_ms: int
+    linger_timeout_ms: int
+    handoff_timeout_ms: int
+    keep_alive_ms: int
+
+
+def policy_of(settings: Settings) -> Policy:
+    """The policy that settings describe."""
+    timeouts = settings.timeouts
+    return Policy(
+        connections_max=settings.server.max_connections,
+        bodies_max=settings.performance.body_buffer_count,
+        head_bytes_max=settings.limits.response_head_bytes_max,
+        handoff_bytes_max=settings.limits.handoff_bytes_max,
+        default_backend=settings.server.backend,
+        allowed_uids=frozenset(settings.server.allowed_uids),
+        allowed_gids=frozenset(settings.server.allowed_gids),
+        every_backend_pooled=settings.thread_pool.thread_pool,
+        keep_half_open=settings.streaming.half_close == "keep",
+        queue_timeout_ms=timeouts.queue_timeout_ms,
+        first_byte_timeout_ms=timeouts.first_byte_timeout_ms,
+        silence_timeout_ms=timeouts.silence_timeout_ms,
+        stream_timeout_ms=timeouts.stream_timeout_ms,
+        write_timeout_ms=timeouts.write_timeout_ms,
+        linger_timeout_ms=timeouts.linger_timeout_ms,
+        handoff_timeout_ms=timeouts.handoff_timeout_ms,
+        keep_alive_ms=settings.streaming.keep_alive_ms,
+    )
+
+
+class UserLimits:
+    """Streams held and started by each user_id. Main thread.
+
+    The rate is the generic cell rate algorithm: a user may start a minute's worth at once, and then one for each share
+    of a minute that passes. It needs one number per user, where a list of starts would need as many as the limit.
+    """
+
+    __slots__ = ("_due_s", "_held", "per_minute", "streams_max")
+
+    def __init__(self, streams_max: int, per_minute: int) -> None:
+        """0 is no limit."""
+        self.streams_max = streams_max
+        self.per_minute = per_minute
+        self._held: dict[int | str, int] = {}
+        self._due_s: dict[int | str, float] = {}
+
+    @property
+    def active(self) -> bool:
+        """Whether there is any limit to ask about."""
+        return self.streams_max > 0 or self.per_minute > 0
+
+    def may_hold(self, user: int | str) -> bool:
+        """Whether the user may have one more stream."""
+        return self.streams_max == 0 or self._held.get(user, 0) < self.streams_max
+
+    def start(self, user: int | str, now_s: float) -> int:
+        """Count a start against the rate. 0 when it is allowed, otherwise after how many seconds it would be."""
+        if self.per_minute == 0:
+            return 0
+        share_s = _WINDOW_S / self.per_minute
+        due_s = max(self._due_s.get(user, 0.0), now_s)
+        wait_s = due_s + share_s - now_s - _WINDOW_S
+        if wait_s > 1e-6:
+            return math.ceil(wait_s)
+        if len(self._due_s) >= USERS_MAX and user not in self._due_s:
+            self._forget(now_s)
+        self._due_s[user] = due_s + share_s
+        return 0
+
+    def hold(self, user: int | str) -> None:
+        """A stream of the user has been opened."""
+        self._held[user] = self._held.get(user, 0) + 1
+
+    def release(self, user: int | str) -> None:
+        """It has ended."""
+        count = self._held[user] - 1
+        if count > 0:
+            self._held[user] = count
+        else:
+            del self._held[user]
+
+    def _forget(self, now_s: float) -> None:
+        """Drop those whose minute is over; if none is, the one who may start again soonest."""
+        self._due_s = {user: due_s for user, due_s in self._due_s.items() if due_s > now_s}
+        if len(self._due_s) >= USERS_MAX:
+            del self._due_s[min(self._due_s, key=self._due_s.__getitem__)]
