@@ -114,12 +114,12 @@ def _open_source(plane: Any, slot: int, offset: int) -> None:
         stream.script = command.script
         stream.message_total = command.message_count
         stream.interval_ps = command.interval_ps
-        # A first message that came with the OPEN stands one interval before the script's own.
-        stream.hold_ns = now + int(command.latency_ms) * MILLISECOND_NS
-        stream.pace_start_ns = stream.hold_ns
+        stream.pace_start_ns = now + int(command.latency_ms) * MILLISECOND_NS
         if int(command.payload_bytes) > int(command.text_bytes) + int(command.head_bytes):
             stream.message_count = 1
-            stream.pace_start_ns += (command.interval_ps + 999) // 1000
+        else:
+            # A head alone says nothing yet: it waits for the first message.
+            stream.hold_ns = stream.pace_start_ns
         return
     stream.state = st.LLM_QUEUED
     stream.interval_ps = 1
