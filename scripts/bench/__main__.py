@@ -49,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if len(results) > 1:
             print("\n".join(report.summary_lines(results)))
         if given.output is not None:
-            given.output.write_text(json.dumps({"machine": _machine(), "results": results}, indent=1) + "\n")
+            given.output.write_text(json.dumps({"machine": _machine(), "results": results}) + "\n")
         if given.plot is not None:
             plot.draw(results, given.plot)
     except KeyboardInterrupt:

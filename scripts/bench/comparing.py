@@ -54,6 +54,8 @@ def _filled(command: str, scenario: Scenario, path: str) -> list[str]:
 
 def _daemon_command(options: Options, scenario: Scenario, path: str, folder: Path) -> list[str]:
     command = [sys.executable, "-m", "daemon", "--socket", path, *scenario.daemon_arguments()]
+    if options.socket_type == socket.SOCK_STREAM:
+        command += ["--socket-type", "stream"]
     if config := scenario.daemon_config():
         file = folder / "daemon.toml"
         file.write_text(config)

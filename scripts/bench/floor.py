@@ -93,8 +93,14 @@ def _receive(floor: Floor, now_ns: int) -> None:
             continue
         descriptor: Any = floor.message[11] & 0xFFFFFFFF
         _send(descriptor, floor.text_address[0], floor.text_bytes[0], _MSG_NOSIGNAL_DONTWAIT)
-        floor.next_message[descriptor] = 1
-        _enqueue(floor, descriptor, now_ns)
+        # The first message at once too: in the queue it would stand behind all that are due within the interval.
+        what = 1 if floor.numbers[_MESSAGES] > 0 else 2
+        _send(descriptor, floor.text_address[what], floor.text_bytes[what], _MSG_NOSIGNAL_DONTWAIT)
+        if what == 2:
+            _close(descriptor)
+        else:
+            floor.next_message[descriptor] = 2
+            _enqueue(floor, descriptor, now_ns + floor.numbers[_INTERVAL_NS])
 
 
 @compiled

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import socket
+import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,9 +23,10 @@ A message is an event other than [DONE]; the head is none either. Every byte of 
 --expect-file or against one stream that is read before the run, whose own number may appear anywhere in it.
 
 examples:
-  python -m scripts.bench --scenario all
+  python -m scripts.bench                       all scenarios on socketpairs, each beside the floor (two minutes)
+  python -m scripts.bench --both --rounds 3     on TCP too, three pairs of each
   python -m scripts.bench --scenario paced --tcp --start-daemon '--kernel epoll'
-  python -m scripts.bench --scenario all --baseline './floor {socket} {interval_ms} {messages}' --rounds 3
+  python -m scripts.bench --scenario ready --baseline './other-server {socket} {interval_ms} {messages}'
   python -m scripts.bench --socket /run/daemon.sock --streams 500 --total 5000 --rate 200 --output result.json
 """
 
@@ -96,9 +99,9 @@ def _other_arguments(parser: argparse.ArgumentParser) -> None:
     compare = parser.add_argument_group("comparison")
     compare.add_argument(
         "--baseline",
-        default="",
         metavar="COMMAND",
-        help="run the same load in turn on another server: {socket}, {interval_ms}, {messages} are filled in",
+        help="run the same load in turn on another server: {socket}, {interval_ms}, {messages} are filled in; "
+        "or 'floor', a bare epoll loop (the default with a scenario), or 'none'",
     )
     compare.add_argument("--rounds", type=int, default=1, metavar="N", help="repeat; with a baseline A B A B ...")
     results = parser.add_argument_group("results")
@@ -115,6 +118,38 @@ def _adjusted(scenario: Scenario, given: argparse.Namespace) -> Scenario:
     return adjusted
 
 
+def _baseline(given: argparse.Namespace, scenario_name: str) -> str:
+    """The command of the other server; none where the floor cannot take part or nothing was said about it."""
+    is_stream = given.socket_type == "stream"
+    command = given.baseline or ("none" if is_stream or scenario_name == CUSTOM.name else "floor")
+    if command == "floor":
+        return f"{shlex.quote(sys.executable)} -m scripts.bench.floor {{socket}} {{interval_ms}} {{messages}}"
+    return "" if command == "none" else command
+
+
+def _scenario_name(given: argparse.Namespace) -> str:
+    """Without a word about server or load: everything. Otherwise what was said, and nothing besides."""
+    numbers = (given.streams, given.total, given.rate, given.messages, given.interval_ms)
+    is_silent = not given.socket and all(number is None for number in numbers)
+    return given.scenario or ("all" if is_silent else CUSTOM.name)
+
+
+def _check(parser: argparse.ArgumentParser, given: argparse.Namespace, scenarios: tuple[Scenario, ...]) -> None:
+    for scenario in scenarios:
+        if scenario.streams < 1 or not 1 <= scenario.total <= TOTAL_MAX or scenario.rate_per_s < 0:
+            parser.error(f"--streams is at least 1, --total 1 to {TOTAL_MAX}, --rate at least 0")
+        if scenario.interval_ms < 0 or (scenario.messages is not None and scenario.messages < 0):
+            parser.error("--interval-ms and --messages are at least 0")
+    if given.rounds < 1:
+        parser.error("--rounds is at least 1")
+    if given.socket and given.start_daemon:
+        parser.error("--socket names a server that runs already, --start-daemon starts one: give one of them")
+    if given.baseline == "floor" and given.socket_type == "stream":
+        parser.error("the floor takes handoffs on SOCK_SEQPACKET only")
+    if given.expect_file and given.no_check:
+        parser.error("--expect-file and --no-check exclude each other")
+
+
 def parse(arguments: Sequence[str] | None = None) -> Options:
     """Read the command line. Ends the program with a sentence where it makes no sense."""
     parser = argparse.ArgumentParser(
@@ -127,19 +162,10 @@ def parse(arguments: Sequence[str] | None = None) -> Options:
     _load_arguments(parser)
     _other_arguments(parser)
     given = parser.parse_args(arguments)
-    chosen = list(SCENARIOS.values()) if given.scenario == "all" else [SCENARIOS.get(given.scenario, CUSTOM)]
+    scenario_name = _scenario_name(given)
+    chosen = list(SCENARIOS.values()) if scenario_name == "all" else [SCENARIOS.get(scenario_name, CUSTOM)]
     scenarios = tuple(_adjusted(scenario, given) for scenario in chosen)
-    for scenario in scenarios:
-        if scenario.streams < 1 or not 1 <= scenario.total <= TOTAL_MAX or scenario.rate_per_s < 0:
-            parser.error(f"--streams is at least 1, --total 1 to {TOTAL_MAX}, --rate at least 0")
-        if scenario.interval_ms < 0 or (scenario.messages is not None and scenario.messages < 0):
-            parser.error("--interval-ms and --messages are at least 0")
-    if given.rounds < 1:
-        parser.error("--rounds is at least 1")
-    if given.socket and given.start_daemon:
-        parser.error("--socket names a server that runs already, --start-daemon starts one: give one of them")
-    if given.expect_file and given.no_check:
-        parser.error("--expect-file and --no-check exclude each other")
+    _check(parser, given, scenarios)
     return Options(
         scenarios=scenarios,
         socket_kinds=(False, True) if given.both else (given.tcp,),
@@ -150,7 +176,7 @@ def parse(arguments: Sequence[str] | None = None) -> Options:
         handoff=given.handoff.encode(),
         expect_file=given.expect_file,
         is_checked=not given.no_check,
-        baseline=given.baseline,
+        baseline=_baseline(given, scenario_name),
         rounds=given.rounds,
         stall_timeout_s=given.stall_timeout_s,
         connect_timeout_s=given.connect_timeout_s,

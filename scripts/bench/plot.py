@@ -36,7 +36,9 @@ def draw(results: list[dict[str, Any]], file: Path) -> None:
                 if values:
                     longer = [max(1 - share, 1e-7) for share in shares]
                     axis.step([max(value, 1) / 1e6 for value in values], longer, where="post", label=name)
-            axis.set(xscale="log", yscale="log", xlabel="ms", ylim=(1e-5, 1))
+            # First bytes spread over magnitudes; the others crowd around a pace or an expected length.
+            scale = "log" if metric == "first_byte" else "linear"
+            axis.set(xscale=scale, yscale="log", xlabel="ms", ylim=(1e-5, 1))
             axis.set_title(f"{result['scenario']} ({result['sockets']}): {metric.replace('_', ' ')}", fontsize=9)
             axis.grid(visible=True, alpha=0.3)
         row[0].set_ylabel("share that took longer")

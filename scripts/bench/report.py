@@ -6,6 +6,7 @@ from typing import Any
 
 _COLUMNS = ("min", "p50", "p90", "p95", "p99", "p99.9", "max")
 _FAULTS_SHOWN_MAX = 10
+_CPU_S_MIN = 0.5  # below it a 10 ms tick is more than 2 %
 _GENERATOR_BUSY = 0.9  # of a core: beyond it the generator may be what is measured
 
 
@@ -39,7 +40,10 @@ def _server_lines(server: dict[str, Any]) -> list[str]:
         f"  memory {memory['before_kib'] / 1024:.1f} MB before, {memory['peak_kib'] / 1024:.1f} at its peak, "
         f"{memory['after_kib'] / 1024:.1f} after; {server['memory_bytes_per_stream']:,.0f} bytes per open stream"
     )
-    return [cpu, resident]
+    lines = [cpu, resident]
+    if server["cpu_s"] < _CPU_S_MIN:
+        lines.append("  CPU time comes in steps of 10 ms, and this is few of them: take more streams to compare it")
+    return lines
 
 
 def _fault_line(fault: dict[str, Any]) -> str:
@@ -63,7 +67,8 @@ def run_lines(run: dict[str, Any]) -> list[str]:
     )
     amount = (
         f"  {run['messages']:,} messages, {run['bytes']:,} bytes in {run['wall_s']:.2f} s: "
-        f"{run['streams_per_s']:,.0f} streams/s, {run['messages_per_s']:,.0f} messages/s"
+        f"{run['streams_per_s']:,.0f} streams/s, {run['messages_per_s']:,.0f} messages/s; "
+        f"the generator took {run['generator_cores']:.2f} cores"
     )
     lines = [complete, amount, *latency_table(run), *_server_lines(run["server"])]
     if run["failed"]:
@@ -77,7 +82,7 @@ def run_lines(run: dict[str, Any]) -> list[str]:
             f"  some messages came early, by up to {_milliseconds(run['early_ns_max'])} ms (counted as 0 late)"
         )
     if run["generator_cores"] > _GENERATOR_BUSY:
-        lines.append(f"  careful: the generator itself took {run['generator_cores']:.2f} cores; it may be the limit")
+        lines.append("  careful: the generator was busy all the time, and may be the limit")
     return lines
 
 

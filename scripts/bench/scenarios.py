@@ -27,8 +27,8 @@ class Scenario:
         """A configuration file for the number of messages, or nothing where the mock's own number is right."""
         if self.messages is None or self.messages == MOCK_MESSAGES:
             return ""
-        per_second = 1000 / self.interval_ms if self.interval_ms else 0
-        return f"[backend.mock]\ntokens = {self.messages}\ntokens_per_second = {per_second:g}\n"
+        per_second = round(1000 / self.interval_ms) if self.interval_ms else 0
+        return f"[backend.mock]\ntokens = {self.messages}\ntokens_per_second = {per_second}\n"
 
 
 # Streams start at a rate where the start itself is not what is measured; "ready" is about starting, so at none.

@@ -108,7 +108,7 @@ def serving(path: Path, socket_type: socket.SocketKind = socket.SOCK_SEQPACKET) 
         server.stop()
 
 
-def plan(total: int, **changes: object) -> Plan:
+def plan(total: int, **changes: Any) -> Plan:  # noqa: ANN401 (any field of Plan)
     values: dict[str, Any] = {"streams": 8, "handoff": HANDOFF, "expected": EXPECTED, "messages": 2}
     return Plan(total=total, **(values | changes))
 
@@ -263,6 +263,14 @@ def test_a_plot_without_matplotlib_says_what_to_install(
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     assert main(["--socket", "/nowhere", "--plot", str(tmp_path / "x.png")]) == 2
     assert "streaming-daemon[plot]" in capsys.readouterr().err
+
+
+def test_a_plot_is_drawn(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    file = tmp_path / "x.png"
+    with serving(tmp_path / "s") as server:
+        main(["--socket", server.path, "--handoff", HANDOFF.decode(), "--total", "1", "--plot", str(file)])
+    assert file.read_bytes().startswith(b"\x89PNG")
 
 
 def test_a_server_that_does_not_start_says_why(tmp_path: Path) -> None:
