@@ -16,7 +16,7 @@ _memmove = foreign("memmove", types.intp, types.intp, types.intp, types.intp)
 
 def copy_bytes(destination: int, source: int, count: int) -> None:
     """Copy `count` bytes between two addresses; they may overlap."""
-    ctypes.memmove(destination, source, count)
+    ctypes.memmove(int(destination), int(source), int(count))
 
 
 @overload(copy_bytes, inline="always")
@@ -29,7 +29,7 @@ def _copy_bytes(destination: Any, source: Any, count: Any) -> Any:
 
 def load_acquire(address: int) -> int:
     """Read an unsigned 32-bit word that the kernel writes; later reads are not moved before it."""
-    return int(ctypes.c_uint32.from_address(address).value)
+    return int(ctypes.c_uint32.from_address(int(address)).value)
 
 
 @intrinsic
@@ -51,7 +51,7 @@ def _load_acquire_compiled(address: Any) -> Any:
 
 def store_release(address: int, value: int) -> None:
     """Write an unsigned 32-bit word that the kernel reads; earlier writes are not moved after it."""
-    ctypes.c_uint32.from_address(address).value = value & 0xFFFFFFFF
+    ctypes.c_uint32.from_address(int(address)).value = int(value) & 0xFFFFFFFF
 
 
 @intrinsic

@@ -162,9 +162,20 @@ class Plane(NamedTuple):
     snapshot: Any  # STREAM[slot_count]
 
 
+def _field_or_attribute(view: Any, name: str) -> Any:
+    return (
+        view[name] if name in np.void.__getattribute__(view, "dtype").fields else np.record.__getattribute__(view, name)
+    )
+
+
+# A record whose fields win over NumPy's attributes: `flags` is the field, not the array's flags. Made by a call:
+# NumPy's annotations forbid the subclass that NumPy itself allows.
+_FieldsFirst: Any = type("_FieldsFirst", (np.record,), {"__getattribute__": _field_or_attribute})
+
+
 def _python_view(dtype: Any, address: int) -> Any:
     memory = (ctypes.c_char * dtype.itemsize).from_address(address)
-    return np.frombuffer(memory, dtype=dtype)[0:1].view(np.recarray)[0]
+    return np.frombuffer(memory, dtype=np.dtype((_FieldsFirst, dtype)))[0]
 
 
 def record_accessor(dtype: Any) -> Any:
@@ -181,7 +192,7 @@ def record_accessor(dtype: Any) -> Any:
     def at(address: int) -> Any:
         return _python_view(dtype, int(address))
 
-    @overload(at, inline="always")
+    @overload(at)
     def _at(address: Any) -> Any:
         def implementation(address: Any) -> Any:
             return at_address(address)
