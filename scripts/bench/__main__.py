@@ -8,7 +8,7 @@ import platform
 import sys
 from typing import TYPE_CHECKING, Any
 
-from scripts.bench import comparing, options, plot, report
+from scripts.bench import comparing, options, plot, processes, report
 from scripts.bench.probe import ProbeError
 
 if TYPE_CHECKING:
@@ -45,6 +45,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if given.plot is not None:
             plot.load_matplotlib()  # missing? say so before the work, not after it
+        for scenario in given.scenarios:
+            processes.raise_open_files_limit(min(scenario.streams, scenario.total))
         results = _run_all(given)
         if len(results) > 1:
             print("\n".join(report.summary_lines(results)))
