@@ -209,8 +209,7 @@ def _finish(plane: Any, slot: int, offset: int) -> None:
     stream.reason = command.reason
     stream.flags |= m.FLAG_SOURCE_DONE
     if command.flags & m.COMPLETE:
-        if room_for(plane, stream, 0):
-            append_last_chunk(plane, stream)
+        append_last_chunk(plane, stream)  # fits in what FRAMING_BYTES leaves of the payload's room
         stream.flags |= m.FLAG_TRUE_END
     if stream.body_state > 0 and stream.body_state != DONE:
         stream.flags |= m.FLAG_LINGER  # the upload may still be arriving
