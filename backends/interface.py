@@ -193,20 +193,20 @@ class Script:
 
     def render(self, index: int, text: bytes) -> bytes:
         """Message `index` of a stream: the specification of what the plane does."""
-        number = b"%d" % index
+        marks = {Mark.INDEX: b"%d" % index, Mark.TEXT: text}
         parts = self.messages[index % len(self.messages)]
-        return b"".join(number if part is Mark.INDEX else text if part is Mark.TEXT else part for part in parts)  # type: ignore[misc]
+        return b"".join(part if isinstance(part, bytes) else marks[part] for part in parts)
 
 
 class Paced(NamedTuple):
-    """A stream that the data plane makes: `opening` with the head at once, then `count` messages of a script.
+    """A stream that the data plane makes: `opening` right behind the head, then `message_count` messages of a script.
 
-    The first message is due `latency_ms` after the opening, each later one `interval_ps` picoseconds after the one
-    before; 0 is as fast as the socket takes them. `text` is at most 64 bytes.
+    Nothing leaves for `latency_ms`, not even the head. Messages follow one another every `interval_ps` picoseconds (0:
+    as fast as the socket takes them), the opening being the first where there is one. `text` is at most 64 bytes.
     """
 
     script: Script
-    count: int
+    message_count: int
     interval_ps: int = 0
     latency_ms: int = 0
     text: bytes = b""
@@ -242,10 +242,13 @@ class Backend:
 
 def paced_chunks(paced: Paced, request: Request) -> Iterator[bytes]:
     """A paced stream's pieces but for its script's end, for when it runs on a thread. Stops when the stream is over."""
+    if paced.latency_ms > 0 and request.pause(paced.latency_ms / 1000):
+        return
+    first_ns = time.monotonic_ns()
     if paced.opening:
         yield paced.opening
-    first_ns = time.monotonic_ns() + paced.latency_ms * 1_000_000
-    for index in range(paced.count):
+        first_ns += paced.interval_ps // 1000
+    for index in range(paced.message_count):
         wait_ns = first_ns + index * paced.interval_ps // 1000 - time.monotonic_ns()
         if wait_ns > 0 and request.pause(wait_ns / 1e9):
             return

@@ -1,6 +1,6 @@
 """The mock: the 18 messages every daemon of this kind sends, and a load-test generator.
 
-Both are made in the data plane. Only a simulated latency, before which not even the head may leave, needs a thread.
+Both are made in the data plane.
 """
 
 from __future__ import annotations
@@ -9,14 +9,16 @@ import secrets
 import time
 from typing import TYPE_CHECKING, Any
 
-from backends.interface import Backend, Format, Mark, Paced, Request, Script, paced_chunks, text_of
+from backends.interface import Backend, Format, Mark, Paced, Request, Script, text_of
 from backends.sse import DONE, content_event, escape
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Mapping
 
 PROMPT_CHARACTERS_MAX = 50
 MESSAGE_COUNT = 18
+PICOSECONDS_PER_MS = 10**9
+PICOSECONDS_PER_S = 10**12
 TOKENS_DEFAULT = 16
 TOKENS_MAX = 1 << 40
 TEST_MODEL = "test-model"
@@ -77,44 +79,29 @@ class Mock(Backend):
         """Delays, counts and the form of tokens, for streams that start from now."""
         self.options = options
         self.format: Format = options.get("format", "content")
-        self._delay_ms = int(options.get("message_delay_ms", 50))
+        self._interval_ps = int(options.get("message_delay_ms", 50)) * PICOSECONDS_PER_MS
         self._latency_ms = int(options.get("latency_ms", 0))
         self._tokens = int(options.get("tokens", 0))
         rate = int(options.get("tokens_per_second", 0))
-        self._token_interval_ps = 10**12 // rate if rate > 0 else 0
+        self._token_interval_ps = PICOSECONDS_PER_S // rate if rate > 0 else 0
 
     def scripts(self) -> tuple[Script, ...]:
         """The messages, and both forms of tokens."""
         return MESSAGES, CONTENT_TOKENS, OPENAI_TOKENS
 
-    def open(self, request: Request) -> Paced | None:
-        """In the plane, unless a latency is simulated: with a head sent at once there would be none."""
-        return None if self._latency_ms > 0 else self._paced(request)
-
-    def chunks(self, request: Request) -> Iterator[str | bytes]:
-        """The same bytes after the simulated latency."""
-        if not request.pause(self._latency_ms / 1000):
-            yield from paced_chunks(self._paced(request), request)
-
-    def _paced(self, request: Request) -> Paced:
+    def open(self, request: Request) -> Paced:
+        """The messages, or tokens where the configuration or the model says so."""
         fields = request.fields
         if self._tokens > 0 or fields.model == TEST_MODEL:
             return self._token_stream(fields.max_tokens)
-        delay_ms = self._delay_ms
         user = fields.user_id
-        return Paced(
-            MESSAGES,
-            MESSAGE_COUNT - 1,
-            delay_ms * 1_000_000_000,
-            delay_ms,
-            b"0" if user is None else text_of(user),
-            greeting(request.prompt),
-        )
+        text = b"0" if user is None else text_of(user)
+        return Paced(MESSAGES, MESSAGE_COUNT - 1, self._interval_ps, self._latency_ms, text, greeting(request.prompt))
 
     def _token_stream(self, max_tokens: int | None) -> Paced:
         count = max_tokens if max_tokens is not None else self._tokens or TOKENS_DEFAULT
         count = min(max(count, 0), TOKENS_MAX)
         if self.format == "openai":
             text = f'{secrets.token_hex(12)}","created":{int(time.time())}'.encode()
-            return Paced(OPENAI_TOKENS, count, self._token_interval_ps, 0, text)
-        return Paced(CONTENT_TOKENS, count, self._token_interval_ps)
+            return Paced(OPENAI_TOKENS, count, self._token_interval_ps, self._latency_ms, text)
+        return Paced(CONTENT_TOKENS, count, self._token_interval_ps, self._latency_ms)

@@ -6,7 +6,7 @@ A module is imported only when its backend is in use, at start: what is off cost
 from __future__ import annotations
 
 import importlib
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -35,12 +35,12 @@ class Registry:
         for name, path in _BUILT_IN.items():
             self._backends[name] = _construct(name, path, _options(settings, name))
         for name, section in settings.backend.others.items():
-            path = section.get(_CLASS_KEY)
-            if name in _BUILT_IN and path is None:
+            own = section.get(_CLASS_KEY)
+            if name in _BUILT_IN and own is None:
                 continue
-            if not isinstance(path, str):
+            if not isinstance(own, str):
                 raise RegistryError(f'[backend.{name}] names no class: write class = "package.module:Class"')
-            self._backends[name] = _construct(name, path, _options(settings, name))
+            self._backends[name] = _construct(name, own, _options(settings, name))
         if settings.server.backend not in self._backends:
             raise RegistryError(f"there is no backend {settings.server.backend!r}: known are {', '.join(self.names())}")
 
@@ -80,11 +80,10 @@ def _construct(name: str, path: str, options: Mapping[str, Any]) -> Backend:
     found = getattr(module, class_name, None)
     if not (isinstance(found, type) and issubclass(found, Backend)):
         raise RegistryError(f"{where}: {module_name} has no class {class_name} derived from backends.interface.Backend")
-    kind = cast("type[Backend]", found)
     # Asked of the class, because a wrapper of either method would be called for what it wraps.
-    if kind.open is Backend.open and kind.chunks is Backend.chunks:
+    if found.open is Backend.open and found.chunks is Backend.chunks:
         raise RegistryError(f"{where}: {class_name} overrides neither open nor chunks")
     try:
-        return kind(options)
+        return found(options)
     except (ValueError, TypeError, KeyError, OSError) as error:
         raise RegistryError(f"{where}: {type(error).__name__}: {error}") from error

@@ -52,7 +52,7 @@ _ERROR_TYPES = {
     503: "service_unavailable",
     504: "timeout",
 }
-DETAIL_CHARACTERS_MAX = 500  # two endings of a stream must fit in one command
+DETAIL_CHARACTERS_MAX = 200  # an error event must fit in what the plane keeps free for it (1,024 bytes)
 
 
 class Ending(NamedTuple):

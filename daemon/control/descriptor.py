@@ -3,6 +3,9 @@
 Called once per handoff on the main thread. These system calls made from Python cost as much as the rest of admission.
 """
 
+# Numba alone knows the types of what is compiled, and hands the twins their signatures.
+# ruff: noqa: ANN401, ARG001
+
 from __future__ import annotations
 
 import ctypes
@@ -47,7 +50,7 @@ def _get_option(fd: int, level: int, option: int, address: int, size_address: in
 
 
 @overload(_get_option)
-def _get_option_compiled(fd: Any, level: Any, option: Any, address: Any, size_address: Any) -> Any:  # noqa: ARG001
+def _get_option_compiled(fd: Any, level: Any, option: Any, address: Any, size_address: Any) -> Any:
     def call(fd: Any, level: Any, option: Any, address: Any, size_address: Any) -> Any:
         return _c_getsockopt(fd, level, option, address, size_address)
 
@@ -59,7 +62,7 @@ def _set_option(fd: int, level: int, option: int, address: int) -> int:
 
 
 @overload(_set_option)
-def _set_option_compiled(fd: Any, level: Any, option: Any, address: Any) -> Any:  # noqa: ARG001
+def _set_option_compiled(fd: Any, level: Any, option: Any, address: Any) -> Any:
     def call(fd: Any, level: Any, option: Any, address: Any) -> Any:
         return _c_setsockopt(fd, level, option, address, 4)
 
@@ -71,7 +74,7 @@ def _file_control(fd: int, operation: int, value: int) -> int:
 
 
 @overload(_file_control)
-def _file_control_compiled(fd: Any, operation: Any, value: Any) -> Any:  # noqa: ARG001
+def _file_control_compiled(fd: Any, operation: Any, value: Any) -> Any:
     def call(fd: Any, operation: Any, value: Any) -> Any:
         return _c_fcntl(fd, operation, value)
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from backends.interface import Format
+    from daemon.control.adoption import Adoption
     from daemon.control.workers import Job
 
 
@@ -36,30 +37,19 @@ class SilentObserver:
 
 
 class Stream:
-    """One stream that was let in, from its OPEN to its ENDED."""
+    """One handoff from HANDOFF on, and one stream from its OPEN to its ENDED."""
 
-    __slots__ = (
-        "accepted_ns",
-        "backend",
-        "generation",
-        "has_body",
-        "head",
-        "job",
-        "request_id",
-        "slot",
-        "style",
-        "user",
-    )
+    __slots__ = ("accepted_ns", "adoption", "backend", "generation", "has_body", "head", "job", "slot", "style", "user")
 
-    def __init__(self, slot: int, generation: int, backend: str, style: Format, accepted_ns: int) -> None:
+    def __init__(self, slot: int, generation: int, accepted_ns: int) -> None:
         """`accepted_ns` is CLOCK_MONOTONIC."""
         self.slot = slot
         self.generation = generation
-        self.backend = backend
-        self.style = style
         self.accepted_ns = accepted_ns
+        self.backend = "-"
+        self.style: Format = "content"
         self.user: int | str | None = None  # set where a limit per user counts this stream
-        self.request_id: int | str | None = None
         self.head: bytes | None = None  # None is the standard head
         self.job: Job | None = None
+        self.adoption: Adoption | None = None
         self.has_body = False
