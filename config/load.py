@@ -1,0 +1,157 @@
+"""Where each setting comes from: defaults, then the file, then the environment, then the command line.
+
+`load` is called once at start and again at each reload; `describe` is what --check-config prints, `reload_difference`
+what a reload says. Nothing here is kept between calls.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from config import command_line
+from config.command_line import Action
+from config.schema import KEYS, OTHERS, SECTIONS, ConfigError, check, check_text, shown, shown_setting, value_of
+from config.settings import Settings
+from config.toml_file import read_file
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+__all__ = ["PLACES", "Action", "ConfigError", "Loaded", "describe", "load", "reload_difference", "reloaded"]
+
+PLACES = (
+    Path("streaming-daemon.toml"),
+    Path("/etc/streaming-daemon/config.toml"),
+    Path("/etc/streaming-daemon.toml"),
+)
+"""Where a file is looked for when --config names none; the first that exists is read, and no other."""
+
+ENVIRONMENT = {"MOCK_LATENCY_MS": "backend.mock.latency_ms"}
+"""Variables that set a value; an empty one counts as absent."""
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """The settings, and for each `section.key` where its value came from."""
+
+    settings: Settings
+    provenance: dict[str, str]
+    warnings: tuple[str, ...]
+    action: Action
+    file: Path | None
+
+
+def load(argv: Sequence[str], environment: Mapping[str, str] | None = None) -> Loaded:
+    """Put the settings together; `argv` is without the program's name, `environment` is the process's if not given.
+
+    Raises:
+        ConfigError: something is unknown or not permitted; the message is for the operator.
+        SystemExit: --help, --version, or arguments that make no command line.
+    """
+    asked = command_line.parse(argv)
+    file = asked.file or next((place for place in PLACES if place.exists()), None)
+    values = {path: key.default for path, key in KEYS.items()}
+    provenance = dict.fromkeys(KEYS, "default")
+    others: dict[str, dict[str, Any]] = {}
+    warnings: tuple[str, ...] = ()
+    if file is not None:
+        content = read_file(file)
+        others, warnings = content.others, tuple(content.warnings)
+        values.update(content.values)
+        set_there = [*content.values, *(f"backend.{name}.{key}" for name, table in others.items() for key in table)]
+        provenance.update(dict.fromkeys(set_there, str(file)))
+    for path, (value, origin) in _environment_values(os.environ if environment is None else environment).items():
+        values[path], provenance[path] = value, origin
+    for path, value in asked.values.items():
+        option = asked.options[path]
+        values[path] = _option_value(path, value, option)
+        provenance[path] = f"command line {option}"
+    return Loaded(_settings(values, others), provenance, warnings, asked.action, file)
+
+
+def _environment_values(environment: Mapping[str, str]) -> dict[str, tuple[object, str]]:
+    return {
+        path: (check_text(path, environment[variable].strip(), "environment", variable), f"environment {variable}")
+        for variable, path in ENVIRONMENT.items()
+        if environment.get(variable, "").strip()
+    }
+
+
+def _option_value(path: str, value: object, option: str) -> object:
+    if isinstance(value, str):
+        return check_text(path, value, "command line", option)
+    return check(path, value, "command line", option)
+
+
+def _settings(values: Mapping[str, Any], others: dict[str, dict[str, Any]]) -> Settings:
+    """Structs out of checked values. They are made by class, so a backend's section needs no line here."""
+    sections: dict[str, Any] = {"backend": {OTHERS: others}}
+    for section, struct in SECTIONS.items():
+        made = struct(**{key.name: values[key.path] for key in KEYS.values() if key.section == section})
+        outer, _, inner = section.partition(".")
+        if inner:
+            sections[outer][inner] = made
+        else:
+            sections[outer] = made
+    backend = type(Settings().backend)(**sections.pop("backend"))
+    return Settings(backend=backend, **sections)
+
+
+# ---- what is in force
+
+
+def describe(loaded: Loaded) -> str:
+    """One line for each setting, `section.key = value  (from)`, in columns. Secrets are masked."""
+    rows = [(path, shown_setting(path, value_of(loaded.settings, path)), loaded.provenance[path]) for path in KEYS]
+    for name, options in loaded.settings.backend.others.items():
+        for key, value in options.items():
+            path = f"backend.{name}.{key}"
+            rows.append((path, shown(key, value), loaded.provenance.get(path, "default")))
+    path_width = max(len(path) for path, _, _ in rows)
+    # One long value must not push the last column of all lines off the screen.
+    value_width = max(len(value) for _, value, _ in rows if len(value) <= 40)
+    return "\n".join(f"{path:<{path_width}} = {value:<{value_width}}  ({origin})" for path, value, origin in rows)
+
+
+# ---- reload
+
+
+def reload_difference(old: Settings, new: Settings) -> tuple[list[str], list[str]]:
+    """Which settings differ, by `section.key`: those that take effect at once, and those that need a restart."""
+    applied: list[str] = []
+    needs_restart: list[str] = []
+    for path, key in KEYS.items():
+        if value_of(old, path) != value_of(new, path):
+            (applied if key.is_reloadable else needs_restart).append(path)
+    before, after = _other_options(old), _other_options(new)
+    for option in sorted(before.keys() | after.keys()):
+        if before.get(option) != after.get(option):
+            name, option_name = option
+            (applied if _keeps_class(name, old, new) else needs_restart).append(f"backend.{name}.{option_name}")
+    return applied, needs_restart
+
+
+def reloaded(old: Settings, new: Settings) -> Settings:
+    """The old settings with what `reload_difference` calls applied: what is in force after a reload."""
+    values = {path: value_of(new if key.is_reloadable else old, path) for path, key in KEYS.items()}
+    others = {
+        name: new.backend.others[name] if _keeps_class(name, old, new) else options
+        for name, options in old.backend.others.items()
+    }
+    return _settings(values, others)
+
+
+def _other_options(settings: Settings) -> dict[tuple[str, str], object]:
+    # Boxed, so that an option that is there counts as different from one that is not, whatever its value.
+    return {
+        (name, key): (value,) for name, options in settings.backend.others.items() for key, value in options.items()
+    }
+
+
+def _keeps_class(name: str, old: Settings, new: Settings) -> bool:
+    """Whether a backend is there before and after: it is handed its section again, a new one is not made."""
+    before, after = old.backend.others.get(name), new.backend.others.get(name)
+    return before is not None and after is not None and before["class"] == after["class"]
