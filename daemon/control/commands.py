@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import asyncio
     from collections.abc import Callable
 
-_HEADER = struct.Struct("<HHIIIIIIIHHHHi4xqqqqqIIIIIIII4x")
+_HEADER = struct.Struct("<HH7IHHHHi4x5q9I4x")
 # The part that differs from one command of a stream to the next: kind, flags, total_bytes, slot, generation,
 # payload_bytes, head_bytes, text_bytes. What follows it is packed once and kept.
 _PREFIX = struct.Struct("<HHIIIIII")
