@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import socket
 from concurrent.futures import ThreadPoolExecutor
@@ -12,10 +13,10 @@ import pytest
 
 from config.settings import Performance, Server, Settings
 from daemon.plane import entries
-from daemon.plane.kernel_record import KERNEL
+from daemon.plane.kernel_record import KERNEL, TIMESPEC
 from daemon.plane.submissions import prepare, prepare_cancel, prepare_poll, prepare_receive, prepare_send
 from daemon.plane.table import allocate
-from daemon.ring.enter import ARGUMENT, TIMESPEC, ring_enter
+from daemon.ring.enter import ARGUMENT, ring_enter
 from daemon.ring.memory import close_ring, open_ring
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ class RingUnderTest:
         self.shared.submissions, self.shared.completions = submission.sqes, completion.cqes
         self.shared.completion_mask = completion.ring_entries - 1
         self.completions = np.ctypeslib.as_array(
-            (np.ctypeslib.ctypes.c_byte * (16 * completion.ring_entries)).from_address(completion.cqes)
+            (ctypes.c_byte * (16 * completion.ring_entries)).from_address(completion.cqes)
         ).view(entries.COMPLETION)
 
     def enter(self, wait_ns: int = 0) -> list[tuple[int, int]]:
