@@ -1,0 +1,174 @@
+"""Writes streaming-daemon.toml.example and docs/settings.md from the settings' structs; --check says if they are stale.
+
+python -m scripts.generate_reference [--check]
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import textwrap
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from config.command_line import OPTIONS
+from config.load import ENVIRONMENT, PLACES
+from config.schema import KEYS, SECTIONS, permitted, shown_setting
+from config.toml_file import C_KEYS
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from config.schema import Key
+
+ROOT = Path(__file__).resolve().parent.parent
+EXAMPLE = Path("streaming-daemon.toml.example")
+REFERENCE = Path("docs/settings.md")
+WIDTH = 100
+SWITCHED_ON = {"monitoring.metrics_port": 9090}
+"""What the example sets: metrics are off by default, as the C daemon's, but who copies a file wants them."""
+
+NOTE = "<!-- Generated from config/settings.py by scripts/generate_reference.py: edit there, not here. -->"
+PRECEDENCE = """\
+The command line wins over the environment, that over the file, and that over the defaults.
+`streaming-daemon --check-config` says what is in force and where each value came from.
+The file is the one that `--config` names, otherwise the first of these that exists:"""
+STRICTNESS = """\
+An unknown key, a wrong type or a value out of range is an error, and the daemon does not start. What is marked
+*reload* takes effect on SIGHUP; any other change needs a restart, and the reload names it."""
+OWN_BACKEND = """\
+Any other table below `backend` is a backend of your own. `class` is required and has the form
+`"package.module:Class"`; the other keys are handed to it as they stand. They take effect on SIGHUP as long as the
+class stays the same."""
+C_FILES = """\
+They load as they are. These keys are taken from any section, or from none; only the section of a backend of your own
+keeps all its keys. `socket_mode = 0660`, which is no TOML, is read as octal, with a warning. Where a file sets a value
+twice, the later one counts, with a warning."""
+
+
+def example() -> str:
+    """The example file. Defaults are comments in it, so that a copy does not overrule a later default."""
+    lines = [
+        "# Settings of streaming-daemon. Generated from config/settings.py by scripts/generate_reference.py.",
+        "#",
+        "# Copy it to one of these places; the first that exists is read, unless --config names another:",
+        *(f"#   {_place(place)}" for place in PLACES),
+        "# The command line wins over the environment, that over this file, and that over the defaults.",
+        "# A key that is commented out shows its default. `streaming-daemon --check-config` says what is in force.",
+    ]
+    for section in SECTIONS:
+        lines += ["", *_comment(_purpose(section)), f"[{section}]"]
+        for key in _keys(section):
+            lines += ["", *_comment(f"{_sentence(key.description)} {_sentence(permitted(key))}{_reload_note(key)}")]
+            is_set = key.path in SWITCHED_ON
+            value = shown_setting(key.path, SWITCHED_ON.get(key.path, key.default))
+            lines.append(f"{'' if is_set else '#'}{key.name} = {value}")
+    lines += [
+        "",
+        "# A backend of your own: its class, and whatever options it reads.",
+        "#[backend.mine]",
+        '#class = "package.module:Class"',
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def reference() -> str:
+    """docs/settings.md."""
+    places = "\n".join(f"- `{_place(place)}`" for place in PLACES)
+    parts = ["# Settings", NOTE, PRECEDENCE, places, STRICTNESS]
+    for section in SECTIONS:
+        rows = [
+            (
+                f"`{key.name}`",
+                f"`{_default(key)}`",
+                permitted(key),
+                "reload" if key.is_reloadable else "",
+                key.description,
+            )
+            for key in _keys(section)
+        ]
+        parts += [
+            f"## [{section}]",
+            _purpose(section),
+            _table(("Key", "Default", "Permitted", "SIGHUP", "Meaning"), rows),
+        ]
+    return "\n\n".join([*parts, *_other_ways()]) + "\n"
+
+
+def _other_ways() -> list[str]:
+    options = [(f"`{option}`", f"`{path}`") for option, path in OPTIONS.items()]
+    options.append(("`--metrics [ADDRESS:]PORT`", "`monitoring.metrics_address`, `monitoring.metrics_port`"))
+    variables = [(f"`{variable}`", f"`{path}`") for variable, path in ENVIRONMENT.items()]
+    names = [(f"`{name}`", f"`{path}`") for name, path in C_KEYS.items()]
+    return [
+        *("## [backend.NAME]", OWN_BACKEND),
+        *("## Options and variables", _table(("Option", "Sets"), options), _table(("Variable", "Sets"), variables)),
+        *("## Files of the C daemon", C_FILES, _table(("Key", "Sets"), names)),
+    ]
+
+
+def _keys(section: str) -> list[Key]:
+    return [key for key in KEYS.values() if key.section == section]
+
+
+def _purpose(section: str) -> str:
+    return (SECTIONS[section].__doc__ or "").strip().splitlines()[0]
+
+
+def _place(place: Path) -> str:
+    return str(place) if place.is_absolute() else f"./{place}"
+
+
+def _sentence(text: str) -> str:
+    return f"{text[:1].upper()}{text[1:].rstrip('.')}."
+
+
+def _reload_note(key: Key) -> str:
+    return " Reloadable." if key.is_reloadable else ""
+
+
+def _default(key: Key) -> str:
+    return shown_setting(key.path, key.default)
+
+
+def _comment(text: str) -> list[str]:
+    return textwrap.wrap(text, WIDTH, initial_indent="# ", subsequent_indent="# ")
+
+
+def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [heads, ["---"] * len(heads), *rows]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+
+
+def generated() -> dict[Path, str]:
+    """The generated files' texts, by their paths below the root."""
+    return {EXAMPLE: example(), REFERENCE: reference()}
+
+
+def stale(root: Path = ROOT) -> list[Path]:
+    """The files that are missing or differ from what would be written."""
+    return [
+        path
+        for path, text in generated().items()
+        if not (root / path).is_file() or (root / path).read_text(encoding="utf-8") != text
+    ]
+
+
+def main(argv: Sequence[str] | None = None, root: Path = ROOT) -> int:
+    """Write what is stale, or with --check only say so; the exit status."""
+    parser = argparse.ArgumentParser(description="Write the example file and docs/settings.md from the settings.")
+    parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 if a file is stale")
+    arguments = parser.parse_args(argv)
+    paths = stale(root)
+    for path in paths:
+        if arguments.check:
+            print(f"{path} is stale: run python -m scripts.generate_reference", file=sys.stderr)
+        else:
+            (root / path).parent.mkdir(parents=True, exist_ok=True)
+            (root / path).write_text(generated()[path], encoding="utf-8")
+            print(f"wrote {path}")
+    return 1 if arguments.check and paths else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
