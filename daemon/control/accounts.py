@@ -13,10 +13,21 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from daemon.plane import counters
-from daemon.plane.state import COMPLETE, REASONS, REFUSED
+from daemon.plane.state import (
+    COMPLETE,
+    DESCRIPTOR_REFUSED,
+    HANDOFF_EMPTY,
+    HANDOFF_ERROR,
+    HANDOFF_NO_DESCRIPTOR,
+    HANDOFF_TIMEOUT,
+    REASONS,
+)
 
 if TYPE_CHECKING:
     from daemon.plane.table import Plane
+
+# What never reaches admission, or is turned away there without an answer.
+_REJECTED_BY_PLANE = {HANDOFF_TIMEOUT, HANDOFF_EMPTY, HANDOFF_NO_DESCRIPTOR, HANDOFF_ERROR, DESCRIPTOR_REFUSED}
 
 
 @dataclass
@@ -26,6 +37,11 @@ class BackendCounts:
     started: int = 0
     completed: int = 0
     failed: int = 0
+
+    @property
+    def active(self) -> int:
+        """Streams that have started and not ended."""
+        return self.started - self.completed - self.failed
 
 
 @dataclass
@@ -48,21 +64,25 @@ class Accounts:
         """Streams that have started and not ended."""
         return self.started - self.completed - self.failed
 
+    def backend(self, name: str) -> BackendCounts:
+        """The counts of one backend."""
+        return self.backends.setdefault(name, BackendCounts())
+
     def stream_started(self, backend: str) -> None:
         """Admission has let a stream in."""
         self.started += 1
         self.active_peak = max(self.active_peak, self.active)
-        self.backends.setdefault(backend, BackendCounts()).started += 1
+        self.backend(backend).started += 1
 
     def stream_ended(self, backend: str | None, reason: int) -> None:
         """A slot is free again; `backend` is None when its stream never started."""
         self.ended[REASONS[reason]] += 1
         if backend is None:
-            # A refusal has been counted under its own name, when it was decided.
-            if reason != REFUSED:
+            # A refusal has been counted under its own name, and its slot may end for any reason.
+            if reason in _REJECTED_BY_PLANE:
                 self.rejected[REASONS[reason]] += 1
             return
-        counts = self.backends.setdefault(backend, BackendCounts())
+        counts = self.backend(backend)
         if reason == COMPLETE:
             self.completed += 1
             counts.completed += 1

@@ -10,14 +10,11 @@ if TYPE_CHECKING:
 
 
 def render(report: KernelReport) -> str:
-    """The report as lines for a person."""
+    """The report as lines for a person; the last one says what will be used, and why."""
     lines = [
-        f"kernel          Linux {platform.release()} ({platform.machine()})",
-        f"io_uring        {'available' if report.io_uring_available else 'not available'}",
-        f"will be used    {report.chosen}: {report.reason}",
+        f"kernel        Linux {platform.release()} ({platform.machine()})",
+        f"io_uring      {'available' if report.io_uring_available else 'not used'}",
     ]
-    for name, offered in sorted(report.features.items()):
-        lines.append(f"  {name:<20}  {'yes' if offered else 'no'}")
-    if report.chosen == "epoll" and not report.io_uring_available:
-        lines.append("epoll serves the same streams, at a somewhat higher price per message.")
+    lines += [f"  {name:<18}{'yes' if offered else 'no'}" for name, offered in sorted(report.features.items())]
+    lines.append(f"will be used  {report.chosen}: {report.reason}")
     return "\n".join(lines)

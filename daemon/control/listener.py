@@ -22,15 +22,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from daemon.control.exits import EXIT_CANNOT_CREATE, EXIT_CONFIGURATION, EXIT_IN_USE, EXIT_NO_PERMISSION, StartError
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, MutableMapping
 
-# sysexits.h: a supervisor and a person can tell the causes apart by the status alone.
-EXIT_OS_ERROR = 71
-EXIT_CANNOT_CREATE = 73
-EXIT_IN_USE = 75
-EXIT_NO_PERMISSION = 77
-EXIT_CONFIGURATION = 78
+    from config.settings import Server
 
 PATH_BYTES_MAX = 107  # sun_path holds 108 with its NUL
 DESCRIPTOR_RESERVE = 200  # pipes, rings, log, metrics, workers; and the second descriptor of streams that are starting
@@ -45,14 +42,6 @@ SOCKET_TYPES = {"seqpacket": socket.SOCK_SEQPACKET, "stream": socket.SOCK_STREAM
 logger = logging.getLogger(__name__)
 
 
-class ListenerError(Exception):
-    """The listener cannot be had; says why, and with which status the process should end."""
-
-    def __init__(self, message: str, exit_status: int) -> None:
-        super().__init__(message)
-        self.exit_status = exit_status
-
-
 @dataclass(frozen=True)
 class ListenerOptions:
     """What the configuration says about the listener."""
@@ -64,6 +53,18 @@ class ListenerOptions:
     group: str = ""
     backlog: int = 4096
 
+    @classmethod
+    def of(cls, server: Server) -> ListenerOptions:
+        """Those of a configuration."""
+        return cls(
+            path=Path(server.socket_path),
+            socket_type=server.socket_type,
+            mode=server.socket_mode,
+            owner=server.socket_owner,
+            group=server.socket_group,
+            backlog=server.backlog,
+        )
+
 
 @dataclass
 class Listener:
@@ -74,7 +75,7 @@ class Listener:
     inode: tuple[int, int] | None = field(default=None)
 
     @property
-    def inherited(self) -> bool:
+    def is_inherited(self) -> bool:
         """True when systemd bound the socket and goes on listening after us."""
         return self.inode is None
 
@@ -108,14 +109,14 @@ def open_listener(options: ListenerOptions, environment: MutableMapping[str, str
     """The listening socket: systemd's if it passed one, otherwise bound at `options.path`.
 
     Raises:
-        ListenerError: it cannot be had.
+        StartError: it cannot be had.
     """
     inherited = _inherited_socket(options, environment)
     if inherited is not None:
         return inherited
     path = options.path
     if len(os.fsencode(path)) > PATH_BYTES_MAX:
-        raise ListenerError(f"socket path {path} is longer than {PATH_BYTES_MAX} bytes", EXIT_CONFIGURATION)
+        raise StartError(f"socket path {path} is longer than {PATH_BYTES_MAX} bytes", EXIT_CONFIGURATION)
     with _directory_locked(path.parent):
         _remove_stale(path, SOCKET_TYPES[options.socket_type])
         return _bind(options)
@@ -139,7 +140,7 @@ def _bind(options: ListenerOptions) -> Listener:
         _set_owner(path, options)
         path.chmod(options.mode)
         listening.listen(options.backlog)
-    except ListenerError:
+    except StartError:
         listener.close()
         raise
     except OSError as error:
@@ -156,12 +157,12 @@ def _set_owner(path: Path, options: ListenerOptions) -> None:
         user_id = _number(options.owner, lambda name: pwd.getpwnam(name).pw_uid)
         group_id = _number(options.group, lambda name: grp.getgrnam(name).gr_gid)
     except KeyError as error:
-        raise ListenerError(f"socket {path}: unknown owner or group: {error}", EXIT_CONFIGURATION) from error
+        raise StartError(f"socket {path}: unknown owner or group: {error}", EXIT_CONFIGURATION) from error
     try:
         os.chown(path, user_id, group_id)
     except OSError as error:
         wanted = f"{options.owner}:{options.group}"
-        raise ListenerError(f"cannot give {path} to {wanted}: {error.strerror}", EXIT_NO_PERMISSION) from error
+        raise StartError(f"cannot give {path} to {wanted}: {error.strerror}", EXIT_NO_PERMISSION) from error
 
 
 def _number(name: str, find: Callable[[str], int]) -> int:
@@ -171,19 +172,19 @@ def _number(name: str, find: Callable[[str], int]) -> int:
     return int(name) if name.isdecimal() else find(name)
 
 
-def _explained(path: Path, error: OSError) -> ListenerError:
+def _explained(path: Path, error: OSError) -> StartError:
     """What a failed bind means to the person who started the daemon."""
     if error.errno == errno.ENOENT:
-        return ListenerError(f"cannot create socket {path}: directory {path.parent} is missing", EXIT_CANNOT_CREATE)
+        return StartError(f"cannot create socket {path}: directory {path.parent} is missing", EXIT_CANNOT_CREATE)
     if error.errno == errno.ENOTDIR:
-        return ListenerError(f"cannot create socket {path}: {path.parent} is no directory", EXIT_CANNOT_CREATE)
+        return StartError(f"cannot create socket {path}: {path.parent} is no directory", EXIT_CANNOT_CREATE)
     if error.errno in {errno.EACCES, errno.EPERM}:
-        return ListenerError(
+        return StartError(
             f"cannot create socket {path}: no permission for {path.parent} as {_user_name()}", EXIT_NO_PERMISSION
         )
     if error.errno == errno.EADDRINUSE:
-        return ListenerError(f"socket {path} is in use: it was bound by another process just now", EXIT_IN_USE)
-    return ListenerError(f"cannot create socket {path}: {error.strerror}", EXIT_CANNOT_CREATE)
+        return StartError(f"socket {path} is in use: it was bound by another process just now", EXIT_IN_USE)
+    return StartError(f"cannot create socket {path}: {error.strerror}", EXIT_CANNOT_CREATE)
 
 
 def _user_name() -> str:
@@ -202,20 +203,20 @@ def _remove_stale(path: Path, socket_type: socket.SocketKind) -> None:
     except OSError as error:
         raise _explained(path, error) from error
     if not stat.S_ISSOCK(mode):
-        raise ListenerError(f"{path} exists and is no socket: remove it, or choose another path", EXIT_CANNOT_CREATE)
+        raise StartError(f"{path} exists and is no socket: remove it, or choose another path", EXIT_CANNOT_CREATE)
     for attempt in range(PROBE_COUNT):
         owner = _probe(path, socket_type)
         if owner is None:
             break
         if attempt == PROBE_COUNT - 1:
-            raise ListenerError(f"socket {path} is in use: {owner} listens on it", EXIT_IN_USE)
+            raise StartError(f"socket {path} is in use: {owner} listens on it", EXIT_IN_USE)
         time.sleep(PROBE_INTERVAL_S)
     logger.info("removing the stale socket %s", path)
     try:
         path.unlink(missing_ok=True)
     except OSError as error:
         message = f"cannot remove the stale socket {path}: {error.strerror}"
-        raise ListenerError(message, EXIT_NO_PERMISSION) from error
+        raise StartError(message, EXIT_NO_PERMISSION) from error
 
 
 def _probe(path: Path, socket_type: socket.SocketKind) -> str | None:
@@ -233,7 +234,7 @@ def _probe(path: Path, socket_type: socket.SocketKind) -> str | None:
                 return "a process with another socket type"
             if error.errno == errno.EACCES:
                 message = f"socket {path} exists, and {_user_name()} may not connect to see whether it is in use"
-                raise ListenerError(message, EXIT_NO_PERMISSION) from error
+                raise StartError(message, EXIT_NO_PERMISSION) from error
             raise _explained(path, error) from error
         credentials = probe.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
         (process_id,) = struct.unpack_from("i", credentials)
@@ -271,23 +272,23 @@ def _inherited_socket(options: ListenerOptions, environment: MutableMapping[str,
     if process_id != str(os.getpid()) or not count.isdecimal() or int(count) == 0:
         return None
     if int(count) != 1:
-        raise ListenerError(f"systemd passed {count} sockets, and the daemon listens on one", EXIT_CONFIGURATION)
+        raise StartError(f"systemd passed {count} sockets, and the daemon listens on one", EXIT_CONFIGURATION)
     try:
         is_socket = stat.S_ISSOCK(os.fstat(SYSTEMD_FD_FIRST).st_mode)
     except OSError as error:
         message = f"LISTEN_FDS names descriptor {SYSTEMD_FD_FIRST}, which is not open"
-        raise ListenerError(message, EXIT_CONFIGURATION) from error
+        raise StartError(message, EXIT_CONFIGURATION) from error
     if not is_socket:
         message = f"LISTEN_FDS names descriptor {SYSTEMD_FD_FIRST}, which is no socket"
-        raise ListenerError(message, EXIT_CONFIGURATION)
+        raise StartError(message, EXIT_CONFIGURATION)
     listening = socket.socket(fileno=SYSTEMD_FD_FIRST)
     listening.set_inheritable(False)
     wanted = SOCKET_TYPES[options.socket_type]
     if listening.family != socket.AF_UNIX or listening.type != wanted:
         message = f"systemd's socket must be a Unix socket of type {options.socket_type} (ListenSequentialPacket=)"
-        raise ListenerError(message, EXIT_CONFIGURATION)
+        raise StartError(message, EXIT_CONFIGURATION)
     if not listening.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
-        raise ListenerError("systemd's socket does not listen: Accept=no is needed", EXIT_CONFIGURATION)
+        raise StartError("systemd's socket does not listen: Accept=no is needed", EXIT_CONFIGURATION)
     return Listener(listening, Path(os.fsdecode(listening.getsockname()) or options.path))
 
 

@@ -32,12 +32,18 @@ def _timestamp(record: logging.LogRecord) -> str:
     return f"{seconds}.{int(record.msecs):03d}Z"
 
 
+def _shown(value: object) -> str:
+    """A value in a text line: quoted where it would otherwise not end where it ends."""
+    text = str(value)
+    return json.dumps(text, ensure_ascii=False) if not text or " " in text or '"' in text else text
+
+
 class TextFormatter(logging.Formatter):
     """`time LEVEL logger: message key=value ...`; a traceback follows on lines of its own."""
 
     def format(self, record: logging.LogRecord) -> str:
         """One line, whatever the message holds."""
-        words = [record.getMessage(), *(f"{name}={value}" for name, value in _extras(record))]
+        words = [record.getMessage(), *(f"{name}={_shown(value)}" for name, value in _extras(record))]
         line = f"{_timestamp(record)} {record.levelname} {record.name}: {' '.join(words).translate(_ESCAPES)}"
         if record.exc_info:
             line += "\n" + self.formatException(record.exc_info)

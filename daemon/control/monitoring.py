@@ -16,6 +16,8 @@ from urllib.parse import urlsplit
 
 import httptools
 
+from daemon.control.exits import StartError, status_of_errno
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
@@ -27,14 +29,6 @@ DISCARDED_BYTES_MAX = 1 << 20
 BACKLOG = 64
 
 logger = logging.getLogger(__name__)
-
-
-class MonitoringError(Exception):
-    """The pages cannot be served on this address and port; `errno_value` says why in a number."""
-
-    def __init__(self, message: str, errno_value: int) -> None:
-        super().__init__(message)
-        self.errno_value = errno_value
 
 
 @dataclass(frozen=True)
@@ -185,15 +179,19 @@ class MonitoringServer:
 
     def __init__(self, pages: Mapping[str, Page]) -> None:
         """`pages` maps a path to the function that makes its answer; it must be quick, for it runs in the loop."""
-        self._pages = pages
+        self._pages = dict(pages)
         self._connections: set[_Connection] = set()
         self._server: asyncio.Server | None = None
+
+    def add_page(self, path: str, page: Page) -> None:
+        """One more page."""
+        self._pages[path] = page
 
     async def start(self, address: str, port: int) -> tuple[str, int]:
         """Listen; returns the address and port in use.
 
         Raises:
-            MonitoringError: the address or port cannot be had.
+            StartError: the address or port cannot be had.
         """
         loop = asyncio.get_running_loop()
         try:
@@ -206,7 +204,8 @@ class MonitoringServer:
             )
         except OSError as error:
             reason = "in use" if error.errno == errno.EADDRINUSE else (error.strerror or str(error))
-            raise MonitoringError(f"cannot serve metrics on {address}:{port}: {reason}", error.errno or 0) from error
+            message = f"cannot serve metrics on {address}:{port}: {reason}"
+            raise StartError(message, status_of_errno(error.errno)) from error
         name = self._server.sockets[0].getsockname()
         return str(name[0]), int(name[1])
 

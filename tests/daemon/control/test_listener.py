@@ -19,14 +19,10 @@ from typing import TYPE_CHECKING
 import pytest
 
 from daemon.control import listener as listener_module
+from daemon.control.exits import EXIT_CANNOT_CREATE, EXIT_CONFIGURATION, EXIT_IN_USE, EXIT_NO_PERMISSION, StartError
 from daemon.control.listener import (
     DESCRIPTOR_RESERVE,
-    EXIT_CANNOT_CREATE,
-    EXIT_CONFIGURATION,
-    EXIT_IN_USE,
-    EXIT_NO_PERMISSION,
     Listener,
-    ListenerError,
     ListenerOptions,
     open_listener,
     raise_descriptor_limit,
@@ -60,8 +56,8 @@ def opened(chosen: ListenerOptions) -> Iterator[Listener]:
         listener.close()
 
 
-def refusal(chosen: ListenerOptions, environment: dict[str, str] | None = None) -> ListenerError:
-    with pytest.raises(ListenerError) as caught:
+def refusal(chosen: ListenerOptions, environment: dict[str, str] | None = None) -> StartError:
+    with pytest.raises(StartError) as caught:
         open_listener(chosen, environment or {})
     return caught.value
 
@@ -161,6 +157,7 @@ def test_a_stale_socket_is_replaced(directory: Path, caplog: pytest.LogCaptureFi
 def test_a_daemon_that_dies_while_it_is_probed_is_stale(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = directory / "s"
     dying = open_listener(options(path), {})
+
     # A killed process answers until the kernel has torn it down: here between two probes.
     def die(_seconds: float) -> None:
         dying.socket.close()
@@ -214,7 +211,7 @@ def _refused_as_nobody(path: Path, answer: multiprocessing.SimpleQueue[tuple[int
     os.setresuid(NOBODY, NOBODY, NOBODY)
     try:
         open_listener(options(path), {})
-    except ListenerError as error:
+    except StartError as error:
         answer.put((error.exit_status, str(error)))
     else:
         answer.put((0, ""))
@@ -269,11 +266,12 @@ def test_two_that_start_together_do_not_both_win(directory: Path) -> None:
         earlier.bind(str(path))
     program = (
         "import sys, time; from pathlib import Path\n"
-        "from daemon.control.listener import ListenerError, ListenerOptions, open_listener\n"
+        "from daemon.control.listener import ListenerOptions, open_listener\n"
+        "from daemon.control.exits import StartError\n"
         "try:\n"
         "    listener = open_listener(ListenerOptions(Path(sys.argv[1]), 'seqpacket', 0o600), {})\n"
         "    print('won', flush=True); sys.stdin.read()\n"
-        "except ListenerError as error: print('refused', error, flush=True)\n"
+        "except StartError as error: print('refused', error, flush=True)\n"
     )
     started = [
         subprocess.Popen(
@@ -314,14 +312,15 @@ environment = {
     "LISTEN_FDNAMES": "x",
 }
 from pathlib import Path
-from daemon.control.listener import ListenerError, ListenerOptions, open_listener
+from daemon.control.exits import StartError
+from daemon.control.listener import ListenerOptions, open_listener
 try:
     listener = open_listener(ListenerOptions(Path(path + ".ours"), "seqpacket", 0o600), environment)
-except ListenerError as error:
+except StartError as error:
     print(error.exit_status, error)
     raise SystemExit
 assert not environment, environment
-print("inherited" if listener.inherited else "bound", listener.socket.fileno(), listener.path)
+print("inherited" if listener.is_inherited else "bound", listener.socket.fileno(), listener.path)
 assert not os.get_inheritable(listener.socket.fileno())
 listener.close()
 print(os.path.exists(listener.path))

@@ -14,7 +14,8 @@ import pytest
 import uvloop
 
 from daemon.control import monitoring
-from daemon.control.monitoring import Answer, MonitoringError, MonitoringServer, json_answer
+from daemon.control.exits import StartError
+from daemon.control.monitoring import Answer, MonitoringServer, json_answer
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -228,7 +229,7 @@ def test_a_port_in_use_is_said() -> None:
     async def test() -> None:
         with socket.create_server(("127.0.0.1", 0)) as other:
             port = other.getsockname()[1]
-            with pytest.raises(MonitoringError, match=f"127.0.0.1:{port}: in use"):
+            with pytest.raises(StartError, match=f"127.0.0.1:{port}: in use"):
                 await MonitoringServer(PAGES).start("127.0.0.1", port)
 
     asyncio.run(test())

@@ -1,0 +1,85 @@
+"""The command `streaming-daemon`, also `python -m daemon`.
+
+Imports are made where they are needed: --help and --version answer at once, and a mistake in the configuration is told
+before anything large is loaded.
+"""
+# ruff: noqa: PLC0415  (see above)
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from config.load import Loaded
+
+PROGRAM = "streaming-daemon"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; the exit status (docs/operations.md)."""
+    from daemon.control.exits import EXIT_CONFIGURATION, EXIT_USAGE
+
+    if not __debug__:
+        return _refuse("assertions guard the memory of the data plane: run without -O and PYTHONOPTIMIZE", EXIT_USAGE)
+    from config.load import ConfigError, load
+
+    given = sys.argv[1:] if arguments is None else arguments
+    try:
+        loaded = load(given)
+    except ConfigError as error:
+        return _refuse(str(error), EXIT_CONFIGURATION)
+    except SystemExit as ended:
+        # argparse has said what is wrong, and would end with a status that means something else to a shell.
+        return EXIT_USAGE if ended.code else 0
+    if loaded.action == "check_config":
+        return _check_config(loaded)
+    if loaded.action == "check_kernel":
+        return _check_kernel(loaded)
+    if loaded.action == "warm_cache":
+        return _warm_cache()
+    from daemon.service import serve
+
+    return serve(loaded, given)
+
+
+def _refuse(message: str, status: int) -> int:
+    print(f"{PROGRAM}: {message}", file=sys.stderr)
+    return status
+
+
+def _check_config(loaded: Loaded) -> int:
+    from config.load import describe
+
+    for warning in loaded.warnings:
+        print(f"{PROGRAM}: warning: {warning}", file=sys.stderr)
+    print(describe(loaded))
+    return 0
+
+
+def _check_kernel(loaded: Loaded) -> int:
+    from daemon.control.exits import EXIT_OS_ERROR
+    from daemon.control.kernel_report import render
+    from daemon.loop import probe
+    from daemon.ring.memory import KernelError
+
+    try:
+        print(render(probe(loaded.settings)))
+    except KernelError as error:
+        return _refuse(f"io_uring was asked for and cannot be used: {error}", EXIT_OS_ERROR)
+    return 0
+
+
+def _warm_cache() -> int:
+    from config.compilation import cache_directory
+    from daemon.control.warming import warm
+
+    print(f"Compiling into {cache_directory()} (seconds, when it is not there yet)", flush=True)
+    warm(lambda step, seconds: print(f"  {step}: {seconds:.1f} s", flush=True))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
