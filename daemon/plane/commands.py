@@ -277,9 +277,9 @@ def _of_the_plane(plane: Any, command: Any) -> bool:
     if kind == m.ADOPT:
         _adopt(plane, command)
     elif kind == m.DRAIN:
-        plane.draining = 1
+        plane.draining = max(plane.draining, 1)
     elif kind == m.SHUTDOWN_PLANE:
-        plane.draining = 1
+        plane.draining = max(plane.draining, 1)
         plane.stop = 2 if command.flags & m.FORCE else 1
     elif kind == m.PING:
         plane.pong_cookie = command.cookie

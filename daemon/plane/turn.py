@@ -1,7 +1,7 @@
 """One turn of the data plane: completions and a time in, submissions out. Pure: no clock, no system call.
 
 The phases are numbered here and in docs/architecture.md, and stand in this order:
-1 completions, 2 timers, 3 waiting peers, 4 ready slots, 5 events, 6 standing reads, 7 until when to sleep.
+1 completions, 2 timers, 3 waiting peers, 4 ready slots, 5 accepting, 6 events, 7 standing reads, 8 until when to sleep.
 """
 
 from __future__ import annotations
@@ -56,11 +56,11 @@ def turn(plane: Any) -> int:
     if plane.parked_count > 0 or plane.adopted_count > 0:
         unpark(plane)
     _service_ready(plane)
+    _accepting(plane)  # before the events: what it has to say leaves in this turn, as nothing else may cause another
     starved = flush_events(plane)
     starved = poll_blocked_channels(plane) or starved
     starved = _close_strays(plane) or starved
     arm_commands(plane)
-    _accepting(plane)
     count(plane, SUBMISSIONS, plane.submission_pending - pending_before)
     busy = plane.ready_head >= 0 or starved or not plane.command_in_flight
     plane.wait_until_ns = 0 if busy else timers_next_ns(plane)
