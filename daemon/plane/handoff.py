@@ -272,9 +272,7 @@ def handle_receive_handoff(plane: Any, slot: int, result: int) -> None:
 def handle_receive_more(plane: Any, slot: int, result: int) -> None:
     """Another piece of a stream socket's message; its end is the peer's end, an error, or the limit."""
     stream = stream_of(plane, slot)
-    if stream.state == st.CLOSING:
-        ready_push(plane, slot)
-    elif result > 0 and stream.handoff_bytes + result <= plane.handoff_bytes_max:
+    if result > 0 and stream.handoff_bytes + result <= plane.handoff_bytes_max:
         stream.handoff_bytes += result
         ready_push(plane, slot)
     elif result == -EAGAIN:

@@ -120,10 +120,10 @@ def _complete(plane: Any, tag: int, result: int, flags: int) -> None:
 def _complete_receive(plane: Any, slot: int, result: int) -> None:
     """Bytes from a socket: of the handoff's peer, of an upload, or input nobody wants."""
     stream = stream_of(plane, slot)
-    if stream.peer_fd >= 0:
-        handle_receive_more(plane, slot, result)
-    elif stream.state == st.CLOSING:
+    if stream.state == st.CLOSING:
         handle_discarded(plane, slot, result)
+    elif stream.peer_fd >= 0:
+        handle_receive_more(plane, slot, result)
     else:
         handle_body_received(plane, slot, result)
 
