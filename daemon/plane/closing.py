@@ -14,7 +14,7 @@ from config.compilation import compiled, inlined
 from daemon.plane import messages as m
 from daemon.plane import state as st
 from daemon.plane.counters import DESCRIPTORS_CLOSED, DISCARDED_BYTES, HISTOGRAM_STREAM_DURATION
-from daemon.plane.entries import EAGAIN, EINTR, MSG_DONTWAIT, POLLIN, POLLRDHUP
+from daemon.plane.entries import EAGAIN, ECANCELED, EINTR, MSG_DONTWAIT, POLLIN, POLLRDHUP
 from daemon.plane.events import CONTROL_ENDED, WORKER_STOPPED, free_if_told, raise_control, raise_worker
 from daemon.plane.lists import body_buffer_give, handoff_buffer_give, ready_push
 from daemon.plane.output import discard_output, has_output
@@ -174,7 +174,8 @@ def handle_discarded(plane: Any, slot: int, result: int) -> None:
             stream.flags |= m.FLAG_DRAINED
     elif result == -EAGAIN and lingering:
         stream.must_poll = 1
-    elif result != -EINTR:
+    elif result != -EINTR and result != -ECANCELED:
+        # Cancelled was what an upload still received when the stream ended: that client has not been drained.
         stream.flags |= m.FLAG_DRAINED
     ready_push(plane, slot)
 
