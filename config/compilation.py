@@ -67,15 +67,35 @@ F = TypeVar("F", bound="Callable[..., Any]")
 JIT_DISABLED = os.environ.get("NUMBA_DISABLE_JIT", "0") not in ("", "0")
 
 
+def _one_signature(dispatcher: Any) -> Any:
+    """Have compiled callers pass every integer as 64 bits, signed.
+
+    Numba compiles a function again for each width of its arguments, and for each constant: the loop came to twice as
+    many functions, and 32 s instead of 19. In a callee an integer is also of one kind, as it is when interpreted.
+    """
+    if JIT_DISABLED:
+        return dispatcher
+    resolve = dispatcher.get_call_template
+
+    def plain(argument: Any) -> Any:
+        return types.int64 if isinstance(argument, types.Integer) else argument
+
+    def get_call_template(arguments: Any, keywords: Any) -> Any:
+        return resolve(tuple(map(plain, arguments)), {name: plain(value) for name, value in keywords.items()})
+
+    dispatcher.get_call_template = get_call_template
+    return dispatcher
+
+
 def compiled(function: F) -> F:
     """Compile to machine code that holds no GIL, allocates nothing and is cached on disk."""
-    return cast("F", _njit(nogil=True, cache=True, _nrt=False, error_model="numpy")(function))
+    return cast("F", _one_signature(_njit(nogil=True, cache=True, _nrt=False, error_model="numpy")(function)))
 
 
 def inlined(function: F) -> F:
     """As `compiled`, inlined by LLVM into its callers: for helpers of a few lines."""
     decorate = _njit(nogil=True, cache=True, _nrt=False, error_model="numpy", forceinline=True)
-    return cast("F", decorate(function))
+    return cast("F", _one_signature(decorate(function)))
 
 
 def intrinsic(function: Callable[..., Any]) -> Callable[..., Any]:
