@@ -97,7 +97,9 @@ def service_closing(plane: Any, slot: int) -> None:
         stream.flags |= m.FLAG_DRAINED
         lingering = False
     if stream.in_flight:
-        if not lingering and stream.in_flight >> CANCEL == 0 and stream.timer_ns == 0:
+        if lingering:  # the timer may have been an earlier one, of a cancel
+            timer_set(plane, slot, stream.phase_deadline_ns)
+        elif stream.in_flight >> CANCEL == 0 and stream.timer_ns == 0:
             _cancel_in_flight(plane, slot, stream)
         return
     _give_back(plane, slot)
