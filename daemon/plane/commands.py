@@ -44,13 +44,13 @@ def _payload(plane: Any, offset: int) -> int:
 
 @inlined
 def _append_payload(plane: Any, stream: Any, command: Any, address: int) -> bool:
-    """Head (once per stream) and body of a payload. False when the sender has sent more than its credit allows."""
+    """Head (unless a keep-alive had to bring one) and body of a payload. False when it exceeds the sender's credit."""
     head_bytes = int(command.head_bytes)
     body_bytes = int(command.payload_bytes) - int(command.text_bytes) - head_bytes - int(command.prefix_bytes)
     standard = plane.head_bytes if command.flags & m.STANDARD_HEAD else 0
     if body_bytes < 0 or not room_for(plane, stream, head_bytes + standard + body_bytes):
         return False
-    if not stream.flags & m.FLAG_HEAD_SENT:
+    if not stream.flags & m.FLAG_HEAD_BY_CONTROL:
         if standard > 0:
             append_raw(plane, stream, plane.templates, standard)
         if head_bytes > 0:
@@ -187,7 +187,9 @@ def _push(plane: Any, slot: int, offset: int) -> None:
     if not taken:
         begin_closing(plane, slot, st.PROTOCOL)
         return
-    if not command.flags & m.KEEP_ALIVE:
+    if command.flags & m.KEEP_ALIVE:
+        stream.flags |= m.FLAG_HEAD_BY_CONTROL
+    else:
         _source_spoke(plane, stream, int(command.flags))
         stream.message_count += 1
         count(plane, MESSAGES_SENT, 1)
