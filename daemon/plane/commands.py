@@ -239,7 +239,7 @@ def _stop(plane: Any, slot: int, offset: int) -> None:
         stream.state = st.STREAMING
     stream.reason = command.reason
     stream.flags |= m.FLAG_SOURCE_DONE
-    stream.phase_deadline_ns = stream.stream_deadline_ns = 0
+    stream.phase_deadline_ns = stream.stream_deadline_ns = stream.hold_ns = 0
     ready_push(plane, slot)
 
 
