@@ -114,12 +114,12 @@ def _open_source(plane: Any, slot: int, offset: int) -> None:
         stream.script = command.script
         stream.message_total = command.message_count
         stream.interval_ps = command.interval_ps
-        stream.pace_start_ns = now + int(command.latency_ms) * MILLISECOND_NS
+        stream.hold_ns = now + int(command.latency_ms) * MILLISECOND_NS
+        stream.pace_start_ns = stream.hold_ns
         if int(command.payload_bytes) > int(command.text_bytes) + int(command.head_bytes):
+            # The opening is the first message, so the script's own begin one interval after it.
             stream.message_count = 1
-        else:
-            # A head alone says nothing yet: it waits for the first message.
-            stream.hold_ns = stream.pace_start_ns
+            stream.pace_start_ns += (int(command.interval_ps) + 999) // 1000
         return
     stream.state = st.LLM_QUEUED
     stream.interval_ps = 1

@@ -129,7 +129,7 @@ COMMAND = _record(
         ("length", "<i8", 64),  # PUSH_RANGE; OPEN: Content-Length of the body
         ("message_count", "<i8", 72),  # paced: how many messages
         ("interval_ps", "<i8", 80),  # paced: picoseconds between messages, 0 = as fast as the socket takes
-        ("latency_ms", "<u4", 88),  # paced: from the OPEN to the script's first message
+        ("latency_ms", "<u4", 88),  # paced: silence before anything leaves, the head included
         ("stream_timeout_ms", "<u4", 92),  # 0 = none, here and below
         ("queue_timeout_ms", "<u4", 96),
         ("first_byte_timeout_ms", "<u4", 100),
