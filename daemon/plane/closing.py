@@ -84,7 +84,7 @@ def handle_cancel(plane: Any, slot: int, kind: int) -> None:
     if stream.in_flight & (1 << kind):
         timer_set(plane, slot, plane.now_ns + CANCEL_RETRY_NS)
     stream.cancelled &= ~(1 << kind)
-    if stream.state != st.CLOSING or stream.in_flight == 0:
+    if stream.state != st.CLOSING or stream.in_flight >> CANCEL == 0:
         ready_push(plane, slot)
 
 
