@@ -228,7 +228,7 @@ def _stop(plane: Any, slot: int, offset: int) -> None:
     head_bytes = int(command.head_bytes)
     address = _payload(plane, offset)
     if not stream.flags & m.FLAG_HEAD_SENT:
-        if not stream.in_flight & (1 << SEND):
+        if stream.sent_bytes == 0 and not stream.in_flight & (1 << SEND):
             discard_output(plane, slot)
         if head_bytes > 0 and room_for(plane, stream, head_bytes):
             append_raw(plane, stream, address, head_bytes)
