@@ -7,6 +7,7 @@ before anything large is loaded.
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import TYPE_CHECKING
 
@@ -73,10 +74,9 @@ def _check_kernel(loaded: Loaded) -> int:
 
 
 def _warm_cache() -> int:
-    from config.compilation import cache_directory
     from daemon.control.warming import warm
 
-    print(f"Compiling into {cache_directory()} (seconds, when it is not there yet)", flush=True)
+    print(f"Compiling into {os.environ['NUMBA_CACHE_DIR']} (what is there already is only loaded)", flush=True)
     warm(lambda step, seconds: print(f"  {step}: {seconds:.1f} s", flush=True))
     return 0
 

@@ -1,0 +1,52 @@
+"""Starts the daemon with a way to break it: on SIGUSR2 one of its planes dies.
+
+Run as `python sabotage.py data|control PYTHON -m daemon OPTIONS`: what follows the kind is the daemon's command.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+import uvloop
+
+from daemon.__main__ import main
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable
+
+T = TypeVar("T")
+KIND = sys.argv[1]
+
+
+def _break_data_plane() -> None:
+    """Close the descriptor that its loop waits on, so that its next call to the kernel fails with EBADF."""
+    waited_on: list[int] = []
+    for link in list(Path("/proc/self/fd").iterdir()):
+        # One of them listed the directory and is closed by now.
+        target = os.readlink(link) if os.path.lexists(link) else ""
+        if "io_uring" in target or "eventpoll" in target:
+            waited_on.append(int(link.name))
+    # uvloop has one of each, too: they are older than the data plane's.
+    os.close(max(waited_on))
+
+
+class _Loop(uvloop.Loop):
+    """uvloop, with our signal installed as soon as it runs."""
+
+    def run_until_complete(self, future: Awaitable[T]) -> T:
+        self.add_signal_handler(signal.SIGUSR2, self._sabotage)
+        return super().run_until_complete(future)
+
+    def _sabotage(self) -> None:
+        if KIND == "data":
+            _break_data_plane()
+        else:
+            raise RuntimeError("sabotaged")
+
+
+uvloop.new_event_loop = _Loop
+sys.exit(main(sys.argv[5:]))
