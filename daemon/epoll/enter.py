@@ -65,7 +65,9 @@ from daemon.plane.timers import FOREVER_NS
 _timespec_at = record_accessor(TIMESPEC)
 
 EVENTS_MAX = 512  # events taken by one wait
-ACCEPTS_MAX = 64  # peers accepted in one turn; the rest stay in the backlog until the next
+# Peers accepted in one turn. Each brings a descriptor that is received in the next: if all were accepted at once, a
+# process near its limit would have none left for the clients, and the kernel would drop them.
+ACCEPTS_MAX = 8
 COMPLETIONS_MAX = 16  # room kept for one submission or event: more than ever wait on one descriptor, and one more
 POLL_INTERVAL_NS = 1_000_000  # while every turn has something to do, epoll is asked as often as this
 FOREVER_MS = -1
@@ -232,7 +234,7 @@ def _serve_event(plane: Any, kernel: Any, fd: int, ready: int) -> None:
         operation = operation_of(kernel, number)
         following = int(operation.next)
         waited_for |= operation.mask
-        if operation.mask & ready and _resume(plane, operation, ready):
+        if operation.mask & ready and _resume(plane, kernel, operation, ready):
             is_listener = operation.opcode == ACCEPT
             operation_give(kernel, number)
             if is_listener and interest.first == 0:
@@ -243,13 +245,13 @@ def _serve_event(plane: Any, kernel: Any, fd: int, ready: int) -> None:
 
 
 @compiled
-def _resume(plane: Any, operation: Any, ready: int) -> bool:
+def _resume(plane: Any, kernel: Any, operation: Any, ready: int) -> bool:
     """Try a waiting operation again. True when it is over, its last completion posted."""
     if operation.opcode == POLL_ADD:
         _post(plane, operation.tag, ready & operation.mask, 0)
         return True
     if operation.opcode == ACCEPT:
-        return _accept(plane, operation)
+        return _accept(plane, kernel, operation)
     result = transfer(operation.opcode, operation.fd, operation.address, operation.length, operation.flags)
     if result == -EAGAIN:
         return False
@@ -258,13 +260,14 @@ def _resume(plane: Any, operation: Any, ready: int) -> bool:
 
 
 @compiled
-def _accept(plane: Any, operation: Any) -> bool:
-    """Accept all that have come, within bounds. True when an error has ended the multishot."""
-    for _ in range(min(ACCEPTS_MAX, _room(plane) - COMPLETIONS_MAX + 1)):
+def _accept(plane: Any, kernel: Any, operation: Any) -> bool:
+    """Accept those that have come, within bounds. True when an error has ended the multishot."""
+    for _ in range(ACCEPTS_MAX):
         result = system_call(SYS_ACCEPT4, operation.fd, 0, 0, operation.flags, 0, 0)
         if result == -EAGAIN:
             return False
         _post(plane, operation.tag, result, COMPLETION_MORE if result >= 0 else 0)
         if result < 0:
             return True
+    kernel.polled_ns = 0  # there may be more: ask again after the next turn, whatever else it has done
     return False
