@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import enum
 import time
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, cast
 
 import msgspec
 
@@ -56,8 +56,8 @@ class Message(msgspec.Struct, gc=False):
         """The text of the message: its content, or its text parts put together."""
         if isinstance(self.content, str):
             return self.content
-        parts = self.content or []
-        return "".join(str(part.get("text", "")) for part in parts if isinstance(part, dict))
+        parts = cast("list[dict[str, object]]", [part for part in self.content or [] if isinstance(part, dict)])
+        return "".join(str(part.get("text", "")) for part in parts)
 
 
 class Fields(msgspec.Struct):

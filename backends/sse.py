@@ -7,8 +7,8 @@ import re
 DONE = b"data: [DONE]\n\n"
 KEEP_ALIVE = b": keep-alive\n\n"
 
-_ESCAPES = {code: f"\\u{code:04x}" for code in range(0x20)}
-_ESCAPES |= {ord("\\"): "\\\\", ord('"'): '\\"', ord("\n"): "\\n", ord("\r"): "\\r", ord("\t"): "\\t"}
+_CONTROLS = {code: f"\\u{code:04x}" for code in range(0x20)}
+_ESCAPES = _CONTROLS | {ord("\\"): "\\\\", ord('"'): '\\"', ord("\n"): "\\n", ord("\r"): "\\r", ord("\t"): "\\t"}
 _needs_escape = re.compile(r'[\x00-\x1f"\\]').search
 
 

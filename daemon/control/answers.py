@@ -52,7 +52,8 @@ _ERROR_TYPES = {
     503: "service_unavailable",
     504: "timeout",
 }
-DETAIL_CHARACTERS_MAX = 200  # an error event must fit in what the plane keeps free for it (1,024 bytes)
+DETAIL_CHARACTERS_MAX = 500  # a refusal must fit in one command, however its detail has to be escaped
+EVENT_CHARACTERS_MAX = 150  # and an error event in what the plane keeps free for it
 
 
 class Ending(NamedTuple):
@@ -101,12 +102,13 @@ def problem(status: int, code: str, detail: str, style: Format = "content", retr
 
 def error_event(status: int, code: str, detail: str) -> bytes:
     """The event that ends a stream which cannot go on: clients of OpenAI's API raise it."""
-    body = msgspec.json.encode(_envelope(status, detail[:DETAIL_CHARACTERS_MAX], code))
+    body = msgspec.json.encode(_envelope(status, detail[:EVENT_CHARACTERS_MAX], code))
     return b"event: error\ndata: " + body + b"\n\n"
 
 
 def either(status: int, code: str, detail: str, style: Format = "content", retry_after_s: int = 0) -> Ending:
     """The payload of a STOP. A raw stream has no events: once its head has left it can only be cut."""
+    detail = detail[:EVENT_CHARACTERS_MAX]
     response = problem(status, code, detail, style, retry_after_s)
     event = b"" if style == "raw" else error_event(status, code, detail)
     assert len(response) + len(event) <= PAYLOAD_BYTES_MAX

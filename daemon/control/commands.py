@@ -27,7 +27,7 @@ _PADDING = tuple(bytes(-count % PAYLOAD_ALIGNMENT) for count in range(PAYLOAD_AL
 _ALIGN_MASK = PAYLOAD_ALIGNMENT - 1
 
 
-def pack(payload: bytes = b"", **fields: int) -> bytes:
+def pack(payload: bytes = b"", /, **fields: int) -> bytes:
     """One command by the names of its fields; those not given are 0. For what is not sent once per token."""
     assert len(payload) <= PAYLOAD_BYTES_MAX, f"{len(payload)} bytes do not fit in a command"
     padding = _PADDING[len(payload) & _ALIGN_MASK]

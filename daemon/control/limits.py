@@ -79,6 +79,11 @@ class UserLimits:
         """Whether there is any limit to ask about."""
         return self.streams_max > 0 or self.per_minute > 0
 
+    @property
+    def remembered_count(self) -> int:
+        """Users of whom anything is remembered: they hold a stream, or started one in the last minute."""
+        return len(self._held.keys() | self._due_s.keys())
+
     def may_hold(self, user: int | str) -> bool:
         """Whether the user may have one more stream."""
         return self.streams_max == 0 or self._held.get(user, 0) < self.streams_max

@@ -132,8 +132,9 @@ class Worker:
         except BodyTruncated as error:
             self._fail(job, st.BODY_TRUNCATED, 400, str(error) or "the upload ended before its end")
         except Exception:  # the backend is the user's own code: nothing it raises may end the thread
-            if not self._over():
-                logger.exception("backend failed", extra={"backend": job.name})
+            # A stream that is over takes its backend's sockets with it: what they raise then is no news.
+            level = logging.DEBUG if self._over() else logging.ERROR
+            logger.log(level, "backend failed", exc_info=True, extra={"backend": job.name})
             self._fail(job, st.BACKEND_ERROR, 500, "the backend failed")
         self._leave(job)
 

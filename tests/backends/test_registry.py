@@ -1,0 +1,119 @@
+"""Backends by name, and the errors of a configuration that names them wrongly."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+import pytest
+
+from backends.echo import Echo
+from backends.interface import Fields, Request
+from backends.mock import Mock
+from backends.registry import Registry, RegistryError
+from config.settings import Backend, Settings, Streaming
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+SOURCE = """
+from backends.interface import Backend
+
+class Good(Backend):
+    def chunks(self, request):
+        yield from ()
+
+class Idle(Backend):
+    pass
+
+class Picky(Backend):
+    def __init__(self, options):
+        raise ValueError("needs a model")
+
+    def chunks(self, request):
+        yield from ()
+
+class Stranger:
+    def chunks(self, request):
+        yield from ()
+
+thing = 5
+"""
+
+
+@pytest.fixture(autouse=True)
+def _own_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "own_backends.py").write_text(SOURCE)
+    (tmp_path / "broken_backends.py").write_text("import a_module_that_is_not_there\n")
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+    for name in ("own_backends", "broken_backends"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+
+
+def settings(default: str = "mock", **others: dict[str, Any]) -> Settings:
+    made = Settings(backend=Backend(others=others), streaming=Streaming(message_delay_ms=3))
+    return msgspec.structs.replace(made, server=msgspec.structs.replace(made.server, backend=default))
+
+
+def test_the_built_in_ones_are_always_there() -> None:
+    registry = Registry(settings())
+    assert registry.names() == ["echo", "mock"]
+    assert isinstance(registry.get("mock"), Mock)
+    assert isinstance(registry.get("echo"), Echo)
+    assert registry.get("other") is None
+
+
+def test_the_mock_gets_its_section_and_the_delay() -> None:
+    registry = Registry(settings())
+    mock = registry.get("mock")
+    assert mock is not None
+    paced = mock.open(Request(Fields()))
+    assert paced is not None
+    assert paced.interval_ps == 3 * 10**9
+    registry.reload(Settings(streaming=Streaming(message_delay_ms=4)))
+    paced = mock.open(Request(Fields()))
+    assert paced is not None
+    assert paced.interval_ps == 4 * 10**9
+
+
+def test_a_backend_of_ones_own() -> None:
+    registry = Registry(settings("own", own={"class": "own_backends:Good", "key": "value"}))
+    own = dict(registry)["own"]
+    assert own.options == {"key": "value"}
+    assert type(own).__name__ == "Good"
+
+
+def test_an_own_backend_may_take_the_place_of_a_built_in_one() -> None:
+    registry = Registry(settings(mock={"class": "own_backends:Good"}))
+    assert type(registry.get("mock")).__name__ == "Good"
+
+
+@pytest.mark.parametrize(
+    ("path", "word"),
+    [
+        ("own_backends", "package.module:Class"),
+        (":Good", "package.module:Class"),
+        ("no_such_module:Good", "cannot import no_such_module"),
+        ("broken_backends:Good", "a_module_that_is_not_there"),
+        ("own_backends:Missing", "no class Missing"),
+        ("own_backends:thing", "no class thing"),
+        ("own_backends:Stranger", "derived from"),
+        ("own_backends:Idle", "neither open nor chunks"),
+        ("own_backends:Picky", "needs a model"),
+    ],
+)
+def test_what_cannot_be_used_is_named(path: str, word: str) -> None:
+    with pytest.raises(RegistryError, match=word) as caught:
+        Registry(settings(own={"class": path}))
+    assert "[backend.own]" in str(caught.value)
+
+
+def test_a_section_without_a_class() -> None:
+    with pytest.raises(RegistryError, match=r"\[backend.own\] names no class"):
+        Registry(settings(own={"key": 1}))
+
+
+def test_a_default_that_is_not_there() -> None:
+    with pytest.raises(RegistryError, match="known are echo, mock"):
+        Registry(settings("nowhere"))

@@ -1,0 +1,107 @@
+"""The plane's ends of the channels, for tests of those at the other ends: commands are recorded, events are written."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from daemon.control.events import EVENT
+from daemon.plane import messages as m
+
+TIMEOUT_S = 10.0
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """One command as the plane would read it."""
+
+    fields: dict[str, int]
+    payload: bytes
+
+    def __getattr__(self, name: str) -> int:
+        try:
+            return self.fields[name]
+        except KeyError:
+            raise AttributeError(name) from None
+
+    @property
+    def head(self) -> bytes:
+        start = self.fields["text_bytes"]
+        return self.payload[start : start + self.fields["head_bytes"]]
+
+    @property
+    def text(self) -> bytes:
+        return self.payload[: self.fields["text_bytes"]]
+
+    @property
+    def rest(self) -> bytes:
+        return self.payload[self.fields["text_bytes"] + self.fields["head_bytes"] :]
+
+
+def parse(data: bytes) -> list[Recorded]:
+    """Every command in these bytes; nothing may be left over."""
+    commands: list[Recorded] = []
+    while data:
+        record = np.frombuffer(data[: m.COMMAND_BYTES], m.COMMAND)[0]
+        fields = {name: int(record[name]) for name in m.COMMAND.names}
+        total = fields["total_bytes"]
+        assert total == m.padded(fields["payload_bytes"])
+        assert len(data) >= total
+        commands.append(Recorded(fields, data[m.COMMAND_BYTES : m.COMMAND_BYTES + fields["payload_bytes"]]))
+        data = data[total:]
+    return commands
+
+
+class Channels:
+    """A command pipe that keeps the boundaries of writes, and an event pipe."""
+
+    def __init__(self) -> None:
+        # A packet-mode pipe: one read returns what one write wrote.
+        self.command_read_fd, self.command_fd = os.pipe2(os.O_DIRECT | os.O_NONBLOCK | os.O_CLOEXEC)
+        self.event_fd, self.event_write_fd = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        self._parsed: list[Recorded] = []
+
+    def close(self) -> None:
+        for fd in (self.command_read_fd, self.command_fd, self.event_fd, self.event_write_fd):
+            os.close(fd)
+
+    def writes(self) -> list[bytes]:
+        """What was written since the last time, one element a write."""
+        found: list[bytes] = []
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                found.append(os.read(self.command_read_fd, m.MESSAGE_BYTES_MAX))
+        return found
+
+    def commands(self) -> list[Recorded]:
+        """Every command since the last time."""
+        return [command for data in self.writes() for command in parse(data)]
+
+    def next_command(self) -> Recorded:
+        """The next command of another thread, waiting for it."""
+        while not self._parsed:
+            ready, _, _ = select.select([self.command_read_fd], [], [], TIMEOUT_S)
+            assert ready, "no command came"
+            self._parsed.extend(self.commands())
+        return self._parsed.pop(0)
+
+    def nothing_comes(self, seconds: float) -> bool:
+        """Whether no command comes for so long."""
+        return not self._parsed and not select.select([self.command_read_fd], [], [], seconds)[0]
+
+    def event(self, kind: int, **fields: int) -> None:
+        """Write one event."""
+        os.write(self.event_write_fd, event(kind, **fields))
+
+
+def event(kind: int, **fields: int) -> bytes:
+    """One event's bytes; descriptors are -1 unless given."""
+    values: dict[str, Any] = {"client_fd": -1, "peer_fd": -1, **fields, "kind": kind}
+    data = EVENT.pack(*(values.pop(name, 0) for name in m.EVENT.names))
+    assert not values
+    return data
