@@ -63,11 +63,7 @@ class Answer:
     def contents(self) -> list[str]:
         """The content of every message, in order."""
         blocks = self.body.decode().split("\n\n")
-        texts = []
-        for block in blocks:
-            if block.startswith("data: {"):
-                texts.append(json.loads(block.removeprefix("data: "))["content"])
-        return texts
+        return [json.loads(block[6:])["content"] for block in blocks if block.startswith("data: {")]
 
 
 def read_all(client: socket.socket, timeout_s: float = 30) -> Answer:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from backends.interface import Backend
+from backends.interface import Backend, Request
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 class Raises(Backend):
     """Raises before or after its first piece, by the prompt."""
 
-    def chunks(self, request: Any) -> Iterator[str | bytes]:
+    def chunks(self, request: Request) -> Iterator[str | bytes]:
         if request.prompt == "before":
             raise ValueError("a secret that must not reach the wire")
         yield "first"
@@ -24,7 +24,7 @@ class Raises(Backend):
 class Hangs(Backend):
     """Says nothing, or one piece and then nothing; notices that it is cancelled."""
 
-    def chunks(self, request: Any) -> Iterator[str | bytes]:
+    def chunks(self, request: Request) -> Iterator[str | bytes]:
         if request.prompt == "after":
             yield "first"
         while not request.cancelled():
@@ -34,7 +34,8 @@ class Hangs(Backend):
 class Large(Backend):
     """Megabytes at once, in pieces of very different sizes."""
 
-    def chunks(self, request: Any) -> Iterator[str | bytes]:
+    def chunks(self, request: Request) -> Iterator[str | bytes]:
+        del request
         for number in range(8):
             yield b"data: " + b"%d" % number + b"x" * (1 << 20) + b"\n\n"
             yield f"small {number}"
@@ -43,7 +44,8 @@ class Large(Backend):
 class Many(Backend):
     """Very many small pieces, as fast as they are taken."""
 
-    def chunks(self, request: Any) -> Iterator[str | bytes]:
+    def chunks(self, request: Request) -> Iterator[str | bytes]:
+        del request
         for number in range(20_000):
             yield f"piece {number}"
 
@@ -51,7 +53,8 @@ class Many(Backend):
 class Silent(Backend):
     """A long silence in the middle."""
 
-    def chunks(self, request: Any) -> Iterator[str | bytes]:
+    def chunks(self, request: Request) -> Iterator[str | bytes]:
+        del request
         yield "before"
         time.sleep(1.2)
         yield "after"

@@ -40,8 +40,8 @@ def test_streams_that_cannot_finish_are_told(start: Callable[..., Daemon]) -> No
     client.recv(1)
     assert daemon.process is not None
     daemon.process.send_signal(signal.SIGTERM)
-    answer = read_all(client)
-    error_of(answer.raw)
+    with client:
+        error_of(read_all(client).raw)
     assert daemon.process.wait(10) == 0
 
 
@@ -53,8 +53,9 @@ def test_a_queued_stream_gets_a_503_at_shutdown(start: Callable[..., Daemon]) ->
     time.sleep(0.1)
     assert daemon.process is not None
     daemon.process.send_signal(signal.SIGTERM)
-    assert read_all(second).status == 503
-    error_of(read_all(first).raw)
+    with first, second:
+        assert read_all(second).status == 503
+        error_of(read_all(first).raw)
     assert daemon.process.wait(10) == 0
 
 
@@ -68,4 +69,5 @@ def test_a_second_signal_ends_at_once(start: Callable[..., Daemon]) -> None:
     assert daemon.process.poll() is None
     daemon.process.send_signal(signal.SIGTERM)
     daemon.process.wait(3)
-    assert not read_all(client).raw.endswith(DONE)
+    with client:
+        assert not read_all(client).raw.endswith(DONE)
