@@ -90,6 +90,10 @@ class Channels:
             self._parsed.extend(self.commands())
         return self._parsed.pop(0)
 
+    def keep(self, commands: list[Recorded]) -> None:
+        """Let `next_command` return these, which were read too early."""
+        self._parsed.extend(commands)
+
     def nothing_comes(self, seconds: float) -> bool:
         """Whether no command comes for so long."""
         return not self._parsed and not select.select([self.command_read_fd], [], [], seconds)[0]

@@ -100,6 +100,7 @@ class Desk:
         answer = self.send(m.HANDOFF, slot=slot, address=ctypes.addressof(memory), length=len(raw), **fields)
         opens = [command for command in answer if command.kind == m.OPEN]
         assert len(opens) == 1
+        self.channels.keep([command for command in answer if command.kind != m.OPEN])  # a worker may be quick
         assert (opens[0].slot, opens[0].generation) == (slot, self.generation)
         return opens[0]
 
