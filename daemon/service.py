@@ -19,25 +19,17 @@ import uvloop
 
 from backends.registry import Registry, RegistryError
 from config import VERSION
-from daemon.control import logs, signals, stream_table
+from daemon.control import logs, signals
 from daemon.control.accounts import Accounts, summary
-from daemon.control.admission import Admission
-from daemon.control.commands import CommandWriter
-from daemon.control.events import EventReader, EventRecord
 from daemon.control.exits import EXIT_CLEAN, EXIT_CONFIGURATION, EXIT_OS_ERROR, EXIT_PLANE_DIED, StartError
 from daemon.control.listener import Listener, ListenerOptions, open_listener, raise_descriptor_limit, streams_that_fit
 from daemon.control.monitoring import MonitoringServer
 from daemon.control.notify import Heartbeat, Notifier
-from daemon.control.pages import Condition, health_page, ready_page
-from daemon.control.rare_log import RareLog
+from daemon.control.pages import Condition, health_page, metrics_page, ready_page
+from daemon.control.planes import THREADS_WAIT_S, Planes
 from daemon.control.reload import read_again
-from daemon.control.scripts import ScriptBook, ScriptError
-from daemon.control.warming import warm
-from daemon.control.workers import WorkerPool
-from daemon.loop import DataPlane
-from daemon.plane import counters
-from daemon.plane import messages as m
-from daemon.plane.table import allocate
+from daemon.control.scripts import ScriptError
+from daemon.control.warming import load_or_compile
 from daemon.ring.memory import KernelError
 
 if TYPE_CHECKING:
@@ -47,9 +39,7 @@ if TYPE_CHECKING:
     from config.settings import Settings
 
 BACKLOG_WAIT_S = 0.5  # handoffs that wait when a drain begins are still taken, and answered
-LISTENER_IDLE_WAIT_S = 2.0
 STOPPED_STREAMS_WAIT_S = 5.0  # for error events and refusals to leave
-THREADS_WAIT_S = 5.0
 POLL_S = 0.01
 
 logger = logging.getLogger("daemon")
@@ -66,10 +56,10 @@ def serve(loaded: Loaded, arguments: Sequence[str]) -> int:
         loop.run_until_complete(service.live())
     except StartError as error:
         service.leave(error.exit_status, str(error))
-    except (KernelError, MemoryError, OSError) as error:
-        service.leave(EXIT_OS_ERROR, f"cannot start: {error}")
     except (RegistryError, ScriptError) as error:
         service.leave(EXIT_CONFIGURATION, str(error))
+    except (KernelError, MemoryError, OSError) as error:
+        service.leave(EXIT_OS_ERROR, f"cannot start: {error}")
     loop.close()
     return EXIT_CLEAN
 
@@ -81,16 +71,12 @@ class Service:
         """Nothing that can fail: that is in `start`."""
         self._loop = loop
         self._arguments = arguments
-        self._configured = settings  # as the operator wrote them; `settings` fits this process
-        self.settings = settings
-        self.accounts = Accounts()
-        self.notifier = Notifier(os.environ)
-        self._listener: Listener | None = None
+        self._configured = settings  # as the operator wrote them; `_settings` fit this process
+        self._settings = settings
+        self._accounts = Accounts()
+        self._notifier = Notifier(os.environ)
         self._stop_requested = asyncio.Event()
-        self._listener_is_idle = asyncio.Event()
-        self._is_stopping = False
-        self._is_table_wanted = False
-        self._rare = RareLog(logger)
+        self._listener: Listener | None = None
 
     async def live(self) -> None:
         """The whole life."""
@@ -99,21 +85,21 @@ class Service:
         await self.drain()
         self.stop()
 
-    # ---- the phases
+    # ---- the four phases
 
     async def start(self) -> None:
         """Make everything that must be there before the first stream, then say READY."""
         self._loop.set_exception_handler(self._control_plane_failed)
-        signals.install(self._loop, self._request_stop, self._reload, self._request_table)
+        signals.install(self._loop, self._stop_requested.set)
         self._fit_streams_to_descriptors()
-        self._registry = Registry(self.settings)
-        warm(_log_compilation)
-        self._plane = allocate(self.settings)
-        scripts = ScriptBook(self._plane, (script for _, backend in self._registry for script in backend.scripts()))
-        self._listener = open_listener(ListenerOptions.of(self.settings.server), os.environ)
-        self._start_data_plane(self._listener)
-        self._start_admission(scripts)
-        await self._start_monitoring()
+        registry = Registry(self._settings)
+        await load_or_compile(self._stop_requested)
+        self._planes = Planes(self._loop, self._settings, registry)
+        self._listener = open_listener(ListenerOptions.of(self._settings.server), os.environ)
+        self._heartbeat = Heartbeat(self._notifier, self._planes.ping)
+        self._planes.start(self._listener.socket.fileno(), self._accounts, self._heartbeat.pong, self._data_plane_died)
+        await self._start_monitoring(registry)
+        signals.install_others(self._loop, self._reload, self._planes.log_table)
         self._announce(self._listener)
 
     async def run(self) -> None:
@@ -122,113 +108,58 @@ class Service:
 
     async def drain(self) -> None:
         """Take no more handoffs, let live streams finish, and tell those that cannot."""
-        shutdown_s = self.settings.timeouts.shutdown_timeout_s
-        self.notifier.stopping(f"draining {self.accounts.active} streams, {shutdown_s} s at most")
-        self.notifier.extend_timeout(shutdown_s + STOPPED_STREAMS_WAIT_S + THREADS_WAIT_S)
+        admission, shutdown_s = self._planes.admission, self._settings.timeouts.shutdown_timeout_s
+        self._notifier.stopping(f"draining {self._accounts.active} streams, {shutdown_s} s at most")
+        self._notifier.extend_timeout(shutdown_s + STOPPED_STREAMS_WAIT_S + 2 * THREADS_WAIT_S)
         await self._close_listener()
-        if not await _becomes_true(lambda: self._admission.active_count == 0, shutdown_s):
-            logger.warning("%d streams did not finish within %d s", self._admission.active_count, shutdown_s)
-            self._admission.stop_all()
-        if not await _becomes_true(lambda: self._slots_used() == 0, STOPPED_STREAMS_WAIT_S):
-            logger.warning("%d slots are abandoned", self._slots_used())
+        if not await _becomes_true(lambda: admission.active_count == 0, shutdown_s):
+            logger.warning("%d streams did not finish within %d s", admission.active_count, shutdown_s)
+            admission.stop_all()
+        if not await _becomes_true(lambda: self._planes.slots_used == 0, STOPPED_STREAMS_WAIT_S):
+            logger.warning("%d slots are abandoned", self._planes.slots_used)
 
     def stop(self) -> None:
         """End the threads and close what is open."""
-        self._is_stopping = True
         self._heartbeat_task.cancel()
         self._monitoring.close()
-        self._writer.send(kind=m.SHUTDOWN_PLANE, flags=m.FORCE if self._slots_used() else 0)
-        self._loop.remove_reader(self._data_plane.ended_fd)
-        threads_have_ended = self._data_plane.join(THREADS_WAIT_S)
-        threads_have_ended = self._pool.stop(THREADS_WAIT_S) and threads_have_ended
-        self._events.stop()
-        if self.settings.monitoring.benchmark:
-            print(summary(self.accounts, self._plane), flush=True)
-        logger.info("stopped", extra={"completed": self.accounts.completed, "failed": self.accounts.failed})
-        self.notifier.close()
+        threads_have_ended = self._planes.stop()
+        if self._settings.monitoring.benchmark:
+            print(summary(self._accounts, self._planes.plane), flush=True)
+        logger.info("stopped", extra={"completed": self._accounts.completed, "failed": self._accounts.failed})
         if not threads_have_ended:
             # A thread inside a backend cannot be ended, and must not find its interpreter gone.
-            self.leave(EXIT_CLEAN, "a worker's backend did not let go; leaving without it")
+            self.leave(EXIT_CLEAN, "a backend did not let go of its thread: leaving without it")
+        self._notifier.close()
 
-    # ---- parts of the start
+    # ---- parts of them
 
     def _fit_streams_to_descriptors(self) -> None:
         fitting = streams_that_fit(raise_descriptor_limit(), self._configured.server.max_connections)
         server = msgspec.structs.replace(self._configured.server, max_connections=fitting)
-        self.settings = msgspec.structs.replace(self._configured, server=server)
+        self._settings = msgspec.structs.replace(self._configured, server=server)
 
-    def _start_data_plane(self, listener: Listener) -> None:
-        channel_count = 1 + self.settings.thread_pool.pool_size
-        self._data_plane = DataPlane(self.settings, self._plane, listener.socket.fileno(), channel_count)
-        self._data_plane.start()
-        self._loop.add_reader(self._data_plane.ended_fd, self._data_plane_ended)
-
-    def _start_admission(self, scripts: ScriptBook) -> None:
-        data_plane, settings = self._data_plane, self.settings
-        self._writer = CommandWriter(data_plane.command_fd, self._loop)
-        self._pool = WorkerPool(
-            data_plane.event_fds[1:],
-            data_plane.command_fd,
-            queue_count_max=settings.thread_pool.queue_count_max,
-            output_block_bytes=settings.performance.output_block_bytes,
-            credit_bytes=settings.limits.credit_bytes,
-        )
-        self._admission = Admission(
-            settings, self._registry, scripts, self._writer, self._pool, self.accounts, kernel=data_plane.kernel
-        )
-        self._heartbeat = Heartbeat(self.notifier, lambda cookie: self._writer.send(kind=m.PING, cookie=cookie))
-        handlers: dict[int, Callable[[EventRecord], None]] = {
-            **self._admission.handlers,
-            m.LISTENER_IDLE: lambda _record: self._listener_is_idle.set(),
-            m.PONG: lambda record: self._heartbeat.pong(record[12]),
-            m.TABLE_READY: self._log_table,
-            m.ACCEPT_PAUSED: self._accept_paused,
-            m.ACCEPT_RESUMED: self._accept_resumed,
-        }
-        fd = data_plane.event_fds[0]
-        self._events = EventReader(fd, self._loop, handlers, self._admission.flush, self._data_plane_ended)
-        self._events.start()
-
-    async def _start_monitoring(self) -> None:
-        monitoring = self.settings.monitoring
-        self._condition = Condition(
-            streams_max=self.settings.server.max_connections,
-            queue_length=lambda: self._pool.queued_count,
-            backend_names=self._registry.names(),
-            kernel=self._data_plane.kernel,
-            kernel_reason=self._data_plane.kernel_reason,
-        )
-        self._monitoring = MonitoringServer(
-            {"/health": health_page(self.accounts), "/ready": ready_page(self.accounts, self._condition)}
-        )
-        if monitoring.metrics_port == 0:
-            return
-        # Only here, so that what is off is not imported.
-        from daemon.control.metrics import DaemonCollector, MetricsPage  # noqa: PLC0415
-
-        information = {
-            "version": VERSION,
-            "kernel": self._data_plane.kernel,
-            "sqpoll": str(int(self._data_plane.features.get("sqpoll", False))),
-            "thread_pool": str(int(self.settings.thread_pool.thread_pool)),
-        }
-        collector = DaemonCollector(
-            self._plane, self.accounts, information, self._condition.streams_max, self._condition.queue_length
-        )
-        self._monitoring.add_page("/metrics", MetricsPage(collector))
-        await self._monitoring.start(monitoring.metrics_address, monitoring.metrics_port)
+    async def _start_monitoring(self, registry: Registry) -> None:
+        accounts, monitoring = self._accounts, self._settings.monitoring
+        self._condition = Condition(self._planes, registry.names(), self._settings.server.max_connections)
+        pages = {"/health": health_page(accounts), "/ready": ready_page(accounts, self._condition)}
+        if monitoring.metrics_port:
+            thread_pool = self._settings.thread_pool.thread_pool
+            pages["/metrics"] = metrics_page(accounts, self._condition, thread_pool=thread_pool)
+        self._monitoring = MonitoringServer(pages)
+        if monitoring.metrics_port:
+            await self._monitoring.start(monitoring.metrics_address, monitoring.metrics_port)
 
     def _announce(self, listener: Listener) -> None:
         """READY, to the log and to systemd."""
         self._heartbeat_task = self._loop.create_task(self._heartbeat.run())
-        # What was made until now stays: the collector need not look at it again, which would take the GIL for long.
+        # What was made until now stays: looking at it again would hold the GIL for long, and free nothing.
         gc.collect()
         gc.freeze()
         self._condition.is_started = True
-        settings = self.settings
+        settings, data_plane = self._settings, self._planes.data_plane
         fields: dict[str, object] = {
-            "kernel": self._data_plane.kernel,
-            "reason": self._data_plane.kernel_reason,
+            "kernel": data_plane.kernel,
+            "reason": data_plane.kernel_reason,
             "socket": listener.path,
             "streams_max": settings.server.max_connections,
             "backend": settings.server.backend,
@@ -237,79 +168,45 @@ class Service:
         if settings.monitoring.metrics_port:
             fields["metrics"] = f"{settings.monitoring.metrics_address}:{settings.monitoring.metrics_port}"
         logger.info("READY", extra=fields)
-        self.notifier.ready(self._status())
-
-    # ---- parts of the drain
+        self._notifier.ready(self._status())
 
     async def _close_listener(self) -> None:
         """Nobody new finds the socket; who had connected is answered; then the plane lets go of it."""
         assert self._listener is not None
-        self._condition.is_draining = True
-        self._admission.draining = True
+        self._condition.is_draining = self._planes.admission.draining = True
         self._listener.unlink()
         if not self._listener.is_inherited:
             await _becomes_true(self._listener.is_empty, BACKLOG_WAIT_S)
-        self._admission.drain()
-        try:
-            await asyncio.wait_for(self._listener_is_idle.wait(), LISTENER_IDLE_WAIT_S)
-        except asyncio.TimeoutError:
-            logger.warning("the data plane did not let go of the listener in %.0f s", LISTENER_IDLE_WAIT_S)
+        await self._planes.let_go_of_listener()
         self._listener.close()
 
-    def _slots_used(self) -> int:
-        return int(self._plane.counters[counters.SLOTS_USED])
-
-    # ---- signals
-
-    def _request_stop(self, _signal_name: str) -> None:
-        self._stop_requested.set()
-
     def _reload(self) -> None:
-        self.notifier.reloading()
+        """SIGHUP."""
+        self._notifier.reloading()
         settings = read_again(self._arguments, self._configured)
         if settings is None:
-            self.accounts.reloads_failed += 1
+            self._accounts.reloads_failed += 1
         else:
-            self.accounts.reloads += 1
+            self._accounts.reloads += 1
             self._configured = settings
-            server = msgspec.structs.replace(settings.server, max_connections=self.settings.server.max_connections)
-            self.settings = msgspec.structs.replace(settings, server=server)
+            # How many streams fit was decided at the start, and a reload does not change it.
+            server = msgspec.structs.replace(settings.server, max_connections=self._condition.streams_max)
+            self._settings = msgspec.structs.replace(settings, server=server)
             logs.configure(settings.logging.level, settings.logging.format)
-            self._admission.reload(self.settings)
-        self.notifier.ready(self._status())
-
-    def _request_table(self) -> None:
-        self._is_table_wanted = True
-        self._writer.send(kind=m.TABLE)
-
-    def _log_table(self, _record: EventRecord) -> None:
-        if self._is_table_wanted:
-            self._is_table_wanted = False
-            for line in stream_table.lines(self._plane.snapshot, time.monotonic_ns(), self._admission.backend_of):
-                logger.info("%s", line)
+            self._planes.admission.reload(self._settings)
+        self._notifier.ready(self._status())
 
     def _status(self) -> str:
-        return f"{self._data_plane.kernel}, {self.accounts.active} streams of {self.settings.server.max_connections}"
+        return f"{self._planes.data_plane.kernel}, {self._accounts.active} streams of {self._condition.streams_max}"
 
-    # ---- what the planes report
+    # ---- when a plane dies
 
-    def _accept_paused(self, record: EventRecord) -> None:
-        self._condition.is_accepting = False
-        reason = os.strerror(record[4]) if record[4] else "no free slot"
-        self._rare.warn(f"accepting pauses, handoffs wait in the backlog: {reason}", f"accept_paused_{record[4]}")
-
-    def _accept_resumed(self, _record: EventRecord) -> None:
-        self._condition.is_accepting = True
-
-    def _data_plane_ended(self) -> None:
-        if self._is_stopping:
-            return
-        self._data_plane.join(0.1)
-        self.leave(EXIT_PLANE_DIED, f"the data plane died: {self._data_plane.error or 'its loop ended unasked'}")
+    def _data_plane_died(self, reason: str) -> None:
+        self.leave(EXIT_PLANE_DIED, reason)
 
     def _control_plane_failed(self, _loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         error = context.get("exception")
-        logger.critical("the control plane failed: %s", context.get("message"), exc_info=error)
+        logger.critical("%s", context.get("message"), exc_info=error)
         self.leave(EXIT_PLANE_DIED, f"the control plane died: {error!r}")
 
     def leave(self, status: int, message: str) -> NoReturn:
@@ -317,7 +214,7 @@ class Service:
         logger.log(logging.WARNING if status == EXIT_CLEAN else logging.CRITICAL, "%s", message)
         if self._listener is not None:
             self._listener.unlink()
-        self.notifier.stopping(message)
+        self._notifier.stopping(message)
         logs.flush()
         sys.stdout.flush()
         os._exit(status)
@@ -331,7 +228,3 @@ async def _becomes_true(condition: Callable[[], bool], timeout_s: float) -> bool
             return False
         await asyncio.sleep(POLL_S)
     return True
-
-
-def _log_compilation(step: str, seconds: float) -> None:
-    logger.debug("%s: loaded or compiled in %.2f s", step, seconds)

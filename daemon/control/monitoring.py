@@ -179,13 +179,9 @@ class MonitoringServer:
 
     def __init__(self, pages: Mapping[str, Page]) -> None:
         """`pages` maps a path to the function that makes its answer; it must be quick, for it runs in the loop."""
-        self._pages = dict(pages)
+        self._pages = pages
         self._connections: set[_Connection] = set()
         self._server: asyncio.Server | None = None
-
-    def add_page(self, path: str, page: Page) -> None:
-        """One more page."""
-        self._pages[path] = page
 
     async def start(self, address: str, port: int) -> tuple[str, int]:
         """Listen; returns the address and port in use.

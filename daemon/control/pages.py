@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import TYPE_CHECKING
 
@@ -11,24 +10,21 @@ from config import VERSION
 from daemon.control.monitoring import Answer, json_answer
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from daemon.control.accounts import Accounts
     from daemon.control.monitoring import Page
+    from daemon.control.planes import Planes
 
 
-@dataclass
 class Condition:
-    """What /ready reports beside the accounts; the service keeps it up to date."""
+    """What the pages show beside the counts."""
 
-    streams_max: int
-    queue_length: Callable[[], int]
-    backend_names: list[str] = field(default_factory=list[str])
-    kernel: str = ""
-    kernel_reason: str = ""
-    is_started: bool = False
-    is_draining: bool = False
-    is_accepting: bool = True  # false while the plane is short of descriptors or slots
+    def __init__(self, planes: Planes, backend_names: list[str], streams_max: int) -> None:
+        """The planes are running; the service says when it is ready for streams, and when no more."""
+        self.planes = planes
+        self.backend_names = backend_names
+        self.streams_max = streams_max
+        self.is_started = False
+        self.is_draining = False
 
     @property
     def is_ready(self) -> bool:
@@ -48,6 +44,7 @@ def health_page(accounts: Accounts) -> Page:
 
 def ready_page(accounts: Accounts, condition: Condition) -> Page:
     """200 when new streams are taken, otherwise 503; both say why."""
+    planes = condition.planes
 
     def ready(_accept: str) -> Answer:
         backends: dict[str, dict[str, int]] = {}
@@ -62,14 +59,28 @@ def ready_page(accounts: Accounts, condition: Condition) -> Page:
         fields = {
             "ready": condition.is_ready,
             "draining": condition.is_draining,
-            "accepting": condition.is_accepting,
-            "kernel": condition.kernel,
-            "kernel_reason": condition.kernel_reason,
+            "accepting": planes.is_accepting,
+            "kernel": planes.data_plane.kernel,
+            "kernel_reason": planes.data_plane.kernel_reason,
             "streams": accounts.active,
             "streams_max": condition.streams_max,
-            "queue_length": condition.queue_length(),
+            "queue_length": planes.queue_length(),
             "backends": backends,
         }
         return json_answer(HTTPStatus.OK if condition.is_ready else HTTPStatus.SERVICE_UNAVAILABLE, fields)
 
     return ready
+
+
+def metrics_page(accounts: Accounts, condition: Condition, *, thread_pool: bool) -> Page:
+    """Prometheus' metrics. The library is imported only here: what is off costs no memory."""
+    from daemon.control.metrics import DaemonCollector, MetricsPage  # noqa: PLC0415
+
+    planes = condition.planes
+    information = {
+        "version": VERSION,
+        "kernel": planes.data_plane.kernel,
+        "sqpoll": str(int(planes.data_plane.features.get("sqpoll", False))),
+        "thread_pool": str(int(thread_pool)),
+    }
+    return MetricsPage(DaemonCollector(planes.plane, accounts, information, condition.streams_max, planes.queue_length))

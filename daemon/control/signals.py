@@ -14,17 +14,13 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 STOPPING = (signal.SIGTERM, signal.SIGINT)
+OTHERS = (signal.SIGHUP, signal.SIGUSR1)
 
 logger = logging.getLogger(__name__)
 
 
-def install(
-    loop: asyncio.AbstractEventLoop,
-    stop: Callable[[str], None],
-    reload: Callable[[], None],
-    show_table: Callable[[], None],
-) -> None:
-    """Give the signals their meaning; `stop` gets the name of the signal."""
+def install(loop: asyncio.AbstractEventLoop, stop: Callable[[], None]) -> None:
+    """From the first moment on: a stop is taken note of, and nothing else kills a daemon that is starting."""
 
     def first(number: signal.Signals) -> None:
         logger.info("%s: draining; a second SIGTERM or SIGINT ends at once", number.name)
@@ -32,9 +28,15 @@ def install(
         for stopping in STOPPING:
             loop.remove_signal_handler(stopping)
             signal.signal(stopping, signal.SIG_DFL)
-        stop(number.name)
+        stop()
 
     for number in STOPPING:
         loop.add_signal_handler(number, first, number)
+    for number in OTHERS:
+        loop.add_signal_handler(number, logger.info, "%s: not yet, the daemon is starting", number.name)
+
+
+def install_others(loop: asyncio.AbstractEventLoop, reload: Callable[[], None], show_table: Callable[[], None]) -> None:
+    """What a running daemon can do besides."""
     loop.add_signal_handler(signal.SIGHUP, reload)
     loop.add_signal_handler(signal.SIGUSR1, show_table)

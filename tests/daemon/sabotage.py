@@ -9,14 +9,14 @@ import os
 import signal
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import uvloop
 
 from daemon.__main__ import main
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable
+    from collections.abc import Awaitable, Generator
 
 T = TypeVar("T")
 KIND = sys.argv[1]
@@ -37,7 +37,7 @@ def _break_data_plane() -> None:
 class _Loop(uvloop.Loop):
     """uvloop, with our signal installed as soon as it runs."""
 
-    def run_until_complete(self, future: Awaitable[T]) -> T:
+    def run_until_complete(self, future: Generator[Any, None, T] | Awaitable[T]) -> T:
         self.add_signal_handler(signal.SIGUSR2, self._sabotage)
         return super().run_until_complete(future)
 

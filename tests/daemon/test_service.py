@@ -164,6 +164,20 @@ def test_warm_cache_says_what_it_does() -> None:
     assert "data plane" in done.stdout
 
 
+def test_a_stop_while_it_compiles_is_obeyed(directory: Path) -> None:
+    environment = {**os.environ, "STREAMING_DAEMON_CACHE_DIR": str(directory / "cache")}
+    environment.pop("NUMBA_CACHE_DIR", None)
+    command = [sys.executable, "-m", "daemon", "--socket", str(directory / "s")]
+    with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, env=environment) as process:
+        assert process.stderr is not None
+        assert "is cold" in process.stderr.readline()
+        process.terminate()
+        began_s = time.monotonic()
+        assert process.wait(10) == 0
+        assert time.monotonic() - began_s < 2
+        assert not (directory / "s").exists()
+
+
 def test_the_ready_line_names_kernel_socket_and_streams(start: Callable[..., Daemon]) -> None:
     daemon = start("--max-connections", "123")
     (line,) = [line for line in daemon.log.splitlines() if " READY " in line]
