@@ -18,7 +18,15 @@ from daemon.plane.events import GLOBAL_PONG, GLOBAL_TABLE_READY
 from daemon.plane.handoff import add_stray
 from daemon.plane.lists import body_buffer_take, handoff_buffer_give, ready_push
 from daemon.plane.memory import copy_bytes
-from daemon.plane.output import append_body, append_last_chunk, append_range, append_raw, discard_output, room_for
+from daemon.plane.output import (
+    append_body,
+    append_last_chunk,
+    append_range,
+    append_raw,
+    discard_output,
+    disown,
+    room_for,
+)
 from daemon.plane.submissions import prepare_read, room
 from daemon.plane.table import (
     COMMAND_BUFFER_BYTES,
@@ -57,6 +65,8 @@ def _append_payload(plane: Any, stream: Any, command: Any, address: int) -> bool
             append_raw(plane, stream, address, head_bytes)
         if standard + head_bytes > 0:
             stream.flags |= m.FLAG_HEAD_SENT
+    else:
+        stream.inline_done += standard + head_bytes  # the sender has counted them
     append_body(plane, stream, address + head_bytes, body_bytes)
     return True
 
@@ -89,6 +99,7 @@ def _open(plane: Any, slot: int, offset: int) -> None:
         append_raw(plane, stream, plane.constants + CONTINUE_OFFSET, CONTINUE_BYTES)
     fits = _append_payload(plane, stream, command, _payload(plane, offset) + int(command.text_bytes))
     assert fits, "an OPEN fits in an empty block"
+    disown(stream, 0)
     if command.source == m.SOURCE_NONE:
         stream.state = st.STREAMING
         stream.flags |= m.FLAG_SOURCE_DONE | m.FLAG_LINGER
@@ -180,6 +191,7 @@ def _push(plane: Any, slot: int, offset: int) -> None:
         return
     if command.flags & m.KEEP_ALIVE and stream.flags & m.FLAG_HEAD_SENT:
         return  # the worker spoke in the meantime
+    tail_before = int(stream.inline_tail)
     if command.kind == m.PUSH:
         taken = _append_payload(plane, stream, command, _payload(plane, offset))
     else:
@@ -189,6 +201,7 @@ def _push(plane: Any, slot: int, offset: int) -> None:
         return
     if command.flags & m.KEEP_ALIVE:
         stream.flags |= m.FLAG_HEAD_BY_CONTROL
+        disown(stream, tail_before)
     else:
         _source_spoke(plane, stream, int(command.flags))
         stream.message_count += 1

@@ -66,6 +66,12 @@ def append_raw(plane: Any, stream: Any, address: int, byte_count: int) -> None:
     stream.inline_tail += byte_count
 
 
+@inlined
+def disown(stream: Any, tail_before: int) -> None:
+    """What was appended since is the plane's own, not the worker's: RELEASED must not give it credit for it."""
+    stream.inline_done -= int(stream.inline_tail) - tail_before
+
+
 @compiled
 def append_chunk_size(plane: Any, stream: Any, byte_count: int) -> None:
     """The line that begins an HTTP/1.1 chunk: its size in hexadecimal (RFC 9112, 7.1)."""

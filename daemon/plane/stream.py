@@ -46,7 +46,16 @@ from daemon.plane.events import (
     raise_worker,
 )
 from daemon.plane.lists import ready_push
-from daemon.plane.output import append_body, consume, has_output, next_address, next_bytes, range_is_next, room_for
+from daemon.plane.output import (
+    append_body,
+    consume,
+    disown,
+    has_output,
+    next_address,
+    next_bytes,
+    range_is_next,
+    room_for,
+)
 from daemon.plane.paced import generate, next_due_ns
 from daemon.plane.submissions import prepare_poll, prepare_send
 from daemon.plane.table import KEEP_ALIVE_BYTES, KEEP_ALIVE_OFFSET, count, observe, stream_of
@@ -192,7 +201,9 @@ def _keep_alive(plane: Any, slot: int, stream: Any) -> None:
     if not stream.flags & m.FLAG_HEAD_SENT:
         raise_control(plane, slot, CONTROL_KEEP_ALIVE)
     elif room_for(plane, stream, KEEP_ALIVE_BYTES):
+        tail_before = int(stream.inline_tail)
         append_body(plane, stream, plane.constants + KEEP_ALIVE_OFFSET, KEEP_ALIVE_BYTES)
+        disown(stream, tail_before)
         count(plane, KEEP_ALIVES, 1)
 
 
