@@ -298,12 +298,13 @@ def test_a_backend_may_poll_a_descriptor_of_its_own_and_ours(house: House) -> No
 
     def polls(request: Request) -> Iterator[str | bytes]:
         answers.append(request.cancelled())
+        yield "asked once"
         select.select([request.cancel_fd], [], [], 10)
         answers.append(request.cancelled())
-        yield from ()
 
     job = house.run(polls)
     house.started()
+    assert house.channels.next_command().kind == m.PUSH
     house.tell(job, m.STOPPED)
     house.settled(job)
     assert answers == [False, True]
@@ -312,6 +313,8 @@ def test_a_backend_may_poll_a_descriptor_of_its_own_and_ours(house: House) -> No
 def test_a_stream_that_was_gone_before_its_start_is_ended_by_the_control_plane(house: House) -> None:
     job = house.run(lambda _request: iter([bytes(50_000)] * 20))
     house.started()
+    while house.channels.next_command().kind != m.PUSH_RANGE:
+        pass
     house.pool.cancel(job)
     time.sleep(0.05)
     assert not job.settled  # the plane may still have its START, and read its ranges
