@@ -19,6 +19,7 @@ from daemon.plane.entries import (
     ECANCELED,
     ECONNABORTED,
     EINTR,
+    EMFILE,
     MSG_CTRUNC,
     MSG_DONTWAIT,
     MSG_TRUNC,
@@ -97,6 +98,17 @@ def take_peer(plane: Any, fd: int) -> bool:
     return True
 
 
+@inlined
+def _pause_accepting(plane: Any, error: int) -> None:
+    """No descriptors or no memory: accept nobody for a moment, so that those who are here find what they need."""
+    plane.accept_retry_ns = plane.now_ns + ACCEPT_RETRY_NS
+    if not plane.accept_paused:
+        plane.accept_paused = 1
+        plane.accept_error = error
+        plane.global_events |= GLOBAL_ACCEPT_PAUSED
+        count(plane, ACCEPT_PAUSES, 1)
+
+
 @compiled
 def handle_accept(plane: Any, result: int, flags: int) -> None:
     """One completion of the multishot accept: a peer, its end, or an error that pauses accepting."""
@@ -113,13 +125,7 @@ def handle_accept(plane: Any, result: int, flags: int) -> None:
     if not flags & COMPLETION_MORE:
         plane.accept_in_flight = 0
     if result < 0 and result != -EAGAIN and result != -EINTR and result != -ECANCELED and result != -ECONNABORTED:
-        # No descriptors or no memory: try again in a moment, or as soon as a slot has given its descriptors back.
-        plane.accept_retry_ns = plane.now_ns + ACCEPT_RETRY_NS
-        if not plane.accept_paused:
-            plane.accept_paused = 1
-            plane.accept_error = -result
-            plane.global_events |= GLOBAL_ACCEPT_PAUSED
-            count(plane, ACCEPT_PAUSES, 1)
+        _pause_accepting(plane, -result)
 
 
 @compiled
@@ -260,6 +266,9 @@ def handle_receive_handoff(plane: Any, slot: int, result: int) -> None:
     if result > plane.handoff_bytes_max:
         stream.handoff_flags |= m.DATA_TRUNCATED
     if stream.client_fd < 0:
+        if stream.handoff_flags & m.CONTROL_TRUNCATED:
+            # The kernel had no descriptor left for the client, who is lost; the next ones shall not be.
+            _pause_accepting(plane, EMFILE)
         empty = result == 0 and not stream.handoff_flags & m.CONTROL_TRUNCATED
         begin_closing(plane, slot, st.HANDOFF_EMPTY if empty else st.HANDOFF_NO_DESCRIPTOR)
     elif plane.handoff_stream and result > 0 and not stream.handoff_flags & m.DATA_TRUNCATED:

@@ -164,7 +164,7 @@ def _close_strays(plane: Any) -> bool:
 def _accepting(plane: Any) -> None:
     """Accept, or, when draining or short of slots, stop accepting; then say that the listener is idle."""
     arm_accept(plane)
-    unwanted = plane.draining or plane.parked_count > 0
+    unwanted = plane.draining or plane.parked_count > 0 or plane.accept_retry_ns > plane.now_ns
     if unwanted and plane.accept_in_flight and not plane.accept_cancelling and room(plane) > 0:
         accept_tag = t.pack(t.ACCEPT, t.SLOT_NONE, 0)
         prepare_cancel(plane, accept_tag, t.pack(t.CANCEL_ACCEPT, t.SLOT_NONE, 0))
