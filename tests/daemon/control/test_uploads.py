@@ -106,6 +106,10 @@ def shared(request: pytest.FixtureRequest) -> Iterator[Planes]:
 
 @pytest.fixture
 def planes(shared: Planes) -> Planes:
+    deadline_s = time.monotonic() + 10
+    while shared.admission.active_count > 0:
+        assert time.monotonic() < deadline_s, "a stream of the test before has not ended"
+        time.sleep(0.005)
     shared.reasons.clear()
     return shared
 
