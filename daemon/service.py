@@ -184,17 +184,24 @@ class Service:
         """SIGHUP."""
         self._notifier.reloading()
         settings = read_again(self._arguments, self._configured)
-        if settings is None:
-            self._accounts.reloads_failed += 1
-        else:
+        if settings is not None and self._put_in_force(settings):
             self._accounts.reloads += 1
-            self._configured = settings
-            # How many streams fit was decided at the start, and a reload does not change it.
-            server = msgspec.structs.replace(settings.server, max_connections=self._condition.streams_max)
-            self._settings = msgspec.structs.replace(settings, server=server)
-            logs.configure(settings.logging.level, settings.logging.format)
-            self._planes.admission.reload(self._settings)
+        else:
+            self._accounts.reloads_failed += 1
         self._notifier.ready(self._status())
+
+    def _put_in_force(self, settings: Settings) -> bool:
+        self._configured = settings
+        # How many streams fit was decided at the start, and a reload does not change it.
+        server = msgspec.structs.replace(settings.server, max_connections=self._condition.streams_max)
+        self._settings = msgspec.structs.replace(settings, server=server)
+        logs.configure(settings.logging.level, settings.logging.format)
+        try:
+            self._planes.admission.reload(self._settings)
+        except Exception:  # a user's backend reads its own options here, and must not end everybody's streams
+            logger.exception("reload: a backend did not take its new options")
+            return False
+        return True
 
     def _status(self) -> str:
         return f"{self._planes.data_plane.kernel}, {self._accounts.active} streams of {self._condition.streams_max}"

@@ -67,8 +67,14 @@ class JSONFormatter(logging.Formatter):
         return json.dumps(fields, default=str)
 
 
-class _StandardError(logging.StreamHandler[TextIO]):
-    """Writes to stderr as it is at the moment of writing, so that tests may replace it."""
+if TYPE_CHECKING:
+    _StreamHandler = logging.StreamHandler[TextIO]
+else:
+    _StreamHandler = logging.StreamHandler  # not subscriptable before Python 3.11
+
+
+class _StandardError(_StreamHandler):
+    """A class of its own, so that `configure` finds, and replaces, only what it made."""
 
     def __init__(self) -> None:
         super().__init__(sys.stderr)

@@ -405,6 +405,33 @@ def test_a_broken_file_changes_nothing(start: Callable[..., Daemon]) -> None:
     assert daemon.stop() == 0
 
 
+STUBBORN = '[backend.stubborn]\nclass = "tests.daemon.stubborn:Stubborn"\n'
+
+
+def test_a_backend_that_refuses_new_options_ends_no_stream(start: Callable[..., Daemon]) -> None:
+    daemon = start("--delay", "5", configuration=STUBBORN)
+    (daemon.directory / "daemon.toml").write_text(STUBBORN + "refused = true\n")
+    send(daemon, signal.SIGHUP)
+    wait_for_log(daemon, "did not take its new options")
+    assert daemon.metric('streaming_daemon_config_reloads_total{result="failed"}') == 1
+    assert daemon.ask().body.endswith(DONE)
+    assert daemon.stop() == 0
+
+
+def test_a_backend_that_never_lets_go_does_not_keep_the_process(start: Callable[..., Daemon]) -> None:
+    daemon = start(configuration=STUBBORN + "[timeouts]\nshutdown_timeout_s = 1\n")
+    with daemon.open({"backend": "stubborn"}) as client:
+        head_and_piece = b""
+        while b"held" not in head_and_piece:
+            head_and_piece += client.recv(4096)
+        began_s = time.monotonic()
+        send(daemon, signal.SIGTERM)
+        assert read_all(client).raw.startswith(b"event: error")
+        assert end_of(daemon) == 0
+    assert time.monotonic() - began_s < 15
+    assert "did not let go" in daemon.log
+
+
 def test_the_table_of_live_streams_is_logged(start: Callable[..., Daemon]) -> None:
     daemon = start(*LONG_STREAM)
     clients = [daemon.open() for _ in range(3)]

@@ -30,7 +30,7 @@ from daemon.control.listener import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Generator, Iterator
 
 NOBODY = 65534
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="gives up root's rights, so it needs them first")
@@ -48,7 +48,7 @@ def options(path: Path, socket_type: str = "seqpacket", mode: int = 0o660) -> Li
 
 
 @contextlib.contextmanager
-def opened(chosen: ListenerOptions) -> Iterator[Listener]:
+def opened(chosen: ListenerOptions) -> Generator[Listener, None, None]:
     listener = open_listener(chosen, {})
     try:
         yield listener

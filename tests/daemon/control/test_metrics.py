@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import numpy as np
 import pytest
-from prometheus_client.openmetrics import parser as open_metrics
+from prometheus_client.openmetrics.parser import (
+    text_string_to_metric_families as parse_open_metrics,  # pyright: ignore[reportUnknownVariableType]
+)
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
 from config.settings import Settings
 from daemon.control.accounts import Accounts, summary
 from daemon.control.metrics import DaemonCollector, MetricsPage, cumulative_buckets
 from daemon.plane import counters
-from daemon.plane.state import BACKEND_ERROR, COMPLETE, HANDOFF_TIMEOUT
+from daemon.plane.state import BACKEND_ERROR, COMPLETE, HANDOFF_TIMEOUT, REASONS
 from daemon.plane.table import Plane, allocate
 
 ACCEPTED = ("", "application/openmetrics-text; version=1.0.0", "text/plain;version=1.0.0", "text/plain;version=x")
@@ -37,9 +42,8 @@ def samples(scraped: MetricsPage, accept: str = "") -> dict[str, float]:
     answer = scraped(accept)
     text = answer.body.decode()
     found: dict[str, float] = {}
-    for family in (
-        open_metrics.text_string_to_metric_families(text) if "openmetrics" in answer.content_type else parse_text(text)
-    ):
+    is_open = "openmetrics" in answer.content_type
+    for family in parse_open_metrics(text) if is_open else parse_text(text):
         for sample in family.samples:
             labels = ",".join(f'{name}="{value}"' for name, value in sample.labels.items())
             found[f"{sample.name}{{{labels}}}" if labels else sample.name] = sample.value
@@ -103,6 +107,20 @@ def test_buckets_add_up_and_lose_nothing() -> None:
     assert bounds == sorted(bounds)
     # A duration of d us lies in bucket d.bit_length(), so everything below 2**k us is in the buckets up to k.
     assert dict(buckets)[repr(2**10 / 1e6)] == sum(counts[:11])
+
+
+def test_the_manual_names_every_metric_and_no_other(plane: Plane, accounts: Accounts) -> None:
+    manual = (Path(__file__).parents[3] / "docs" / "operations.md").read_text()
+    table = manual.partition("## Metrics")[2].partition("\n\nHistograms have")[0]
+    first_columns = [line.split("|")[1] for line in table.splitlines() if line.startswith("| `")]
+    described = {name for column in first_columns for name in re.findall(r"`(\w+)`", column)}
+    collector = DaemonCollector(plane, accounts, {"version": "1"}, 900, lambda: 0)
+    offered = {
+        family.name.removeprefix("streaming_daemon_") + ("_total" if family.type == "counter" else "")
+        for family in collector.collect()
+    }
+    assert described == offered
+    assert all(f"`{reason}`" in manual for reason in REASONS)
 
 
 def test_the_summary_names_what_the_benchmark_wants(plane: Plane, accounts: Accounts) -> None:
