@@ -163,9 +163,9 @@ class Plane(NamedTuple):
 
 
 def _field_or_attribute(view: Any, name: str) -> Any:
-    return (
-        view[name] if name in np.void.__getattribute__(view, "dtype").fields else np.record.__getattribute__(view, name)
-    )
+    if name in np.void.__getattribute__(view, "dtype").fields:
+        return view[name].item()  # a plain integer: compiled arithmetic has 64 bits, NumPy's would wrap at 32
+    return np.record.__getattribute__(view, name)
 
 
 # A record whose fields win over NumPy's attributes: `flags` is the field, not the array's flags. Made by a call:
