@@ -166,7 +166,8 @@ def _start(plane: Any, slot: int, command: Any) -> None:
     stream.state = st.LLM_PENDING
     stream.channel = command.channel
     observe(plane, HISTOGRAM_QUEUE_WAIT, plane.now_ns - stream.queued_ns)
-    stream.phase_deadline_ns = plane.now_ns + stream.first_byte_timeout_ns if stream.first_byte_timeout_ns else 0
+    if not stream.flags & m.FLAG_EXPIRED:
+        stream.phase_deadline_ns = plane.now_ns + stream.first_byte_timeout_ns if stream.first_byte_timeout_ns else 0
     ready_push(plane, slot)
 
 
