@@ -49,7 +49,7 @@ def ready_page(accounts: Accounts, condition: Condition) -> Page:
     def ready(_accept: str) -> Answer:
         backends: dict[str, dict[str, int]] = {}
         for name in condition.backend_names:
-            counts = accounts.backend(name)
+            counts = accounts.backends[name]
             backends[name] = {
                 "active": counts.active,
                 "started": counts.started,

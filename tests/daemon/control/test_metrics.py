@@ -43,7 +43,7 @@ def samples(scraped: MetricsPage, accept: str = "") -> dict[str, float]:
     text = answer.body.decode()
     found: dict[str, float] = {}
     is_open = "openmetrics" in answer.content_type
-    for family in parse_open_metrics(text) if is_open else parse_text(text):
+    for family in parse_open_metrics(text) if is_open else parse_text(text):  # type: ignore[no-untyped-call]
         for sample in family.samples:
             labels = ",".join(f'{name}="{value}"' for name, value in sample.labels.items())
             found[f"{sample.name}{{{labels}}}" if labels else sample.name] = sample.value
