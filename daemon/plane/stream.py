@@ -57,13 +57,13 @@ from daemon.plane.output import (
     room_for,
 )
 from daemon.plane.paced import generate, next_due_ns
-from daemon.plane.submissions import prepare_poll, prepare_send
+from daemon.plane.submissions import prepare_cancel, prepare_poll, prepare_send
 from daemon.plane.table import KEEP_ALIVE_BYTES, KEEP_ALIVE_OFFSET, count, observe, stream_of
-from daemon.plane.tag import POLL_CLIENT, POLL_WRITABLE, SEND, pack
+from daemon.plane.tag import CANCEL, POLL_CLIENT, POLL_WRITABLE, SEND, pack
 from daemon.plane.timers import FOREVER_NS, timer_set
 
 EXPIRY_GRACE_NS = 5_000_000_000
-SUBMISSIONS_MAX = 4  # send or poll for writing, client's poll, receive
+SUBMISSIONS_MAX = 4  # send or poll for writing, client's poll or its cancel, receive
 _SEND_OR_WRITABLE = (1 << SEND) | (1 << POLL_WRITABLE)
 
 
@@ -83,11 +83,14 @@ def service_stream(plane: Any, slot: int) -> None:
     elif stream.flags & m.FLAG_SOURCE_DONE and not stream.in_flight & _SEND_OR_WRITABLE:
         begin_closing(plane, slot, stream.reason)
         return
-    if stream.body_state > NONE and stream.body_state < DONE:
+    if stream.body_state > NONE and stream.body_state < DONE and not stream.flags & m.FLAG_SOURCE_DONE:
         service_body(plane, slot)
     # A stream whose last bytes are on their way needs no poll: the send itself tells of a client that has left.
-    if not stream.in_flight & (1 << POLL_CLIENT) and not stream.flags & m.FLAG_SOURCE_DONE:
-        _poll_client(plane, slot, stream)
+    if not stream.flags & (m.FLAG_SOURCE_DONE | m.FLAG_HALF_CLOSED):
+        if not stream.in_flight & (1 << POLL_CLIENT):
+            _poll_client(plane, slot, stream)
+        elif stream.body_state == DONE and not stream.flags & m.FLAG_POLLED:
+            _poll_again(plane, slot, stream)
     timer_set(plane, slot, _next_deadline(plane, stream))
 
 
@@ -103,6 +106,16 @@ def _poll_client(plane: Any, slot: int, stream: Any) -> None:
         stream.flags |= m.FLAG_POLLED
     prepare_poll(plane, stream.client_fd, mask, pack(POLL_CLIENT, slot, stream.generation))
     stream.in_flight |= 1 << POLL_CLIENT
+
+
+@inlined
+def _poll_again(plane: Any, slot: int, stream: Any) -> None:
+    """The upload is complete: a FIN now says that the client leaves, but the poll in flight does not ask for it."""
+    cancel = 1 << (CANCEL + POLL_CLIENT)
+    if not stream.in_flight & cancel:
+        generation = stream.generation
+        prepare_cancel(plane, pack(POLL_CLIENT, slot, generation), pack(CANCEL + POLL_CLIENT, slot, generation))
+        stream.in_flight |= cancel
 
 
 @inlined
@@ -184,9 +197,13 @@ def handle_poll_client(plane: Any, slot: int, result: int) -> None:
         return
     if result & POLLIN:
         stream.flags |= m.FLAG_INPUT_SEEN
-    half_closed = result & POLLRDHUP and not stream.flags & m.KEEP_HALF_OPEN
-    if result & (POLLERR | POLLHUP) or half_closed:
+    body_arrives = stream.body_state > NONE and stream.body_state < DONE
+    may_half_close = stream.flags & m.KEEP_HALF_OPEN or body_arrives
+    if result & (POLLERR | POLLHUP) or (result & POLLRDHUP and not may_half_close):
         begin_closing(plane, slot, st.CLIENT_GONE)
+    elif result & POLLRDHUP:
+        # io_uring reports a FIN asked or not: the next poll would complete at once, and the one after it.
+        stream.flags |= m.FLAG_HALF_CLOSED
 
 
 @inlined
