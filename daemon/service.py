@@ -77,6 +77,7 @@ class Service:
         self._notifier = Notifier(os.environ)
         self._stop_requested = asyncio.Event()
         self._listener: Listener | None = None
+        self._metrics_url = ""
 
     async def live(self) -> None:
         """The whole life."""
@@ -147,7 +148,8 @@ class Service:
             pages["/metrics"] = metrics_page(accounts, self._condition, thread_pool=thread_pool)
         self._monitoring = MonitoringServer(pages)
         if monitoring.metrics_port:
-            await self._monitoring.start(monitoring.metrics_address, monitoring.metrics_port)
+            address, port = await self._monitoring.start(monitoring.metrics_address, monitoring.metrics_port)
+            self._metrics_url = f"http://{f'[{address}]' if ':' in address else address}:{port}/metrics"
 
     def _announce(self, listener: Listener) -> None:
         """READY, to the log and to systemd."""
@@ -165,8 +167,8 @@ class Service:
             "backend": settings.server.backend,
             "version": VERSION,
         }
-        if settings.monitoring.metrics_port:
-            fields["metrics"] = f"{settings.monitoring.metrics_address}:{settings.monitoring.metrics_port}"
+        if self._metrics_url:
+            fields["metrics"] = self._metrics_url
         logger.info("READY", extra=fields)
         self._notifier.ready(self._status())
 

@@ -158,6 +158,29 @@ def test_check_kernel_says_what_will_be_used() -> None:
     assert "will be used  epoll" in forced.stdout
 
 
+WITHOUT_IO_URING = [sys.executable, str(ROOT / "tests" / "daemon" / "without_io_uring.py")]
+
+
+def test_where_io_uring_is_forbidden_epoll_is_used_and_the_reason_said(start: Callable[..., Daemon]) -> None:
+    daemon = start("--delay", "5", wrapper=WITHOUT_IO_URING)
+    assert re.search(r'READY kernel=epoll reason="io_uring cannot be used: .*forbidden', daemon.log)
+    assert daemon.ask().body.endswith(DONE)
+    ready = page(daemon, "/ready")[1]
+    assert ready["kernel"] == "epoll"
+    assert "forbidden" in ready["kernel_reason"]
+    assert daemon.stop() == 0
+
+
+@pytest.mark.parametrize("action", [[], ["--check-kernel"]])
+def test_where_io_uring_is_forbidden_it_can_be_insisted_on_in_vain(directory: Path, action: list[str]) -> None:
+    asked = ["--kernel", "io_uring", "--socket", str(directory / "s"), *action]
+    command = [*WITHOUT_IO_URING, sys.executable, "-m", "daemon", *asked]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=60)
+    assert (done.returncode, "Traceback" in done.stderr) == (71, False), done.stderr
+    assert "forbidden" in done.stderr
+    assert not (directory / "s").exists()
+
+
 def test_warm_cache_says_what_it_does() -> None:
     done = run("--warm-cache", timeout_s=110)
     assert done.returncode == 0, done.stderr
