@@ -12,7 +12,7 @@ from daemon.plane import counters
 from daemon.plane import messages as m
 from daemon.plane import state as st
 from daemon.plane.table import BUCKET_COUNT
-from tests.simulation.kernel import ViolationError, check
+from tests.simulation.kernel import SECOND, ViolationError, check
 from tests.simulation.wire import chunk
 
 if TYPE_CHECKING:
@@ -119,12 +119,15 @@ class StreamCheck:
         self.true_end = False
         self.end_reason = -1
         self.expired: list[int] = []
+        self.expired_active_ns = 0
+        self.patient = False  # the client reads at once, and lingering is long enough for it
         self.ended: Event | None = None
         self.stopped = False
         self.write_timeout_ns = 0
         self.paced: Paced | None = None
         self.keep_half_open = False
-        self.has_body = False
+        self.has_body = False  # and the plane still waits for some of it
+        self.body_over_active_ns = 0
         self.first_finish_ns = -1
         self.refused_descriptor = False
 
@@ -238,6 +241,9 @@ class StreamCheck:
             f"{self.key}: ENDED says {event.sent_bytes} bytes, {len(socket.taken)} left",
         )
         check((event.length >= 0) == bool(socket.taken), f"{self.key}: first byte after {event.length} ns")
+        if self.patient and self.finished and reason == self.end_reason:
+            lost = socket.destroyed_bytes
+            check(lost == 0, f"{self.key}: closed over unread input, {lost} bytes of the answer are lost")
         if reason == st.COMPLETE:
             self._check_complete()
         elif reason == st.CLIENT_GONE:
@@ -248,6 +254,10 @@ class StreamCheck:
             # A jump may fall between filling a send and the kernel's taking it.
             on_time = waited_ns >= self.write_timeout_ns or self.kernel.hostility.jump > 0
             check(self.write_timeout_ns and on_time, f"{self.key}: write_timeout too early")
+        elif reason == st.REFUSED == self.end_reason:
+            # However a refused client leaves, refused is the reason.
+            gone = socket.was_reset or socket.finished or self.kernel.now_ns - socket.last_attempt_ns >= SECOND // 20
+            check(self.delivery.is_whole or gone, f"{self.key}: refused, but not with the whole answer")
         elif self.finished and reason == self.end_reason and reason not in self.expired:
             check(self.delivery.is_whole, f"{self.key}: reason {st.REASONS[reason]}, but not everything left")
         else:
@@ -262,17 +272,27 @@ class StreamCheck:
         left_ns = self.socket.left_at_ns
         if left_ns < 0 or self.ended is not None or not self.opened or self.first_finish_ns >= 0:
             return
-        if self.has_body and not self.socket.was_reset:
+        if (self.has_body or self.keep_half_open) and not self.socket.was_reset:
             return
         slot, generation = self.key
         stream = self.kernel.plane.streams[slot]
-        if self.keep_half_open and not self.socket.was_reset:
-            return
         open_still = stream.generation == generation and st.PARSING < stream.state < st.CLOSING
-        late = self.kernel.active_ns - max(left_ns, self.opened_active_ns) > 2_000_000_000
+        since_ns = max(left_ns, self.opened_active_ns, self.body_over_active_ns)
+        late = self.kernel.active_ns - since_ns > 2_000_000_000
         if open_still and late and not int(stream["flags"]) & m.FLAG_SOURCE_DONE:
             message = f"{self.key}: the client left 2 s ago and nobody noticed (state {st.STATES[int(stream.state)]})"
             raise ViolationError(message)
+
+    def check_expiry(self) -> None:
+        """A stream whose deadline has passed ends within the grace of 5 s, whether or not anybody answers."""
+        if self.expired and not self.finished and self.ended is None:
+            waited_ns = self.kernel.active_ns - self.expired_active_ns
+            slot, generation = self.key
+            stream = self.kernel.plane.streams[slot]
+            open_still = stream.generation == generation and st.PARSING < stream.state < st.CLOSING
+            # What a source that is done has left behind is bounded by the write timeout alone.
+            waiting = open_still and not int(stream["flags"]) & m.FLAG_SOURCE_DONE
+            check(not waiting or waited_ns < 7_000_000_000, f"{self.key}: expired 7 s ago, and still open")
 
 
 class Paced:

@@ -104,7 +104,7 @@ class Client:
     def _read(self) -> None:
         self._read_planned = False
         socket = self.socket
-        if socket.destroyed or socket.was_reset or socket.closed_by_client:
+        if socket.was_reset or socket.closed_by_client or not socket.is_open:
             return
         available = len(socket.taken) - socket.read_bytes
         size = self.rng.randrange(1, 2000) if self.reading == "slow" else available

@@ -46,7 +46,7 @@ class ClientSocket(Thing):
         self.is_stream = True  # False: a pipe, a file or a datagram socket was handed over
         self.taken = bytearray()  # what the kernel has taken from us
         self.read_bytes = 0  # how much of it the client has read
-        self.destroyed = False  # a reset has destroyed what was not yet read
+        self.destroyed_bytes = 0  # what the client had not yet read when a reset of ours destroyed it
         self.incoming = bytearray()
         self.finished = False  # the client has shut down its side, or closed
         self.closed_by_client = False
@@ -112,7 +112,7 @@ class ClientSocket(Thing):
     def close(self) -> None:
         super().close()
         if self.incoming:  # unread input: the kernel sends a reset, and what was not yet read is lost
-            self.destroyed = True
+            self.destroyed_bytes = len(self.taken) - self.read_bytes
 
 
 class PeerSocket(Thing):

@@ -91,7 +91,7 @@ class Feed:
         self.chunked = chunked
         self.kernel = worker.kernel
         self.pieces = rng.choice((0, 1, 3, 10, 40))
-        self.pause_ms = rng.choice((0, 1, 10, 300))
+        self.pause_ms = rng.choice((0, 1, 10, 300, 4000))
         self.ending = rng.choices(("complete", "error", "stop", "hang"), (14, 2, 2, 1))[0]
         self.sent_bytes = 0
         self.released_bytes = 0
@@ -252,6 +252,9 @@ class Feed:
         check(upload.body.startswith(upload.received), "the upload arrived altered")
         if event.flags:
             self.body_over = True
+            if event.flags & m.BODY_LAST:
+                self.stream.has_body = False
+                self.stream.body_over_active_ns = self.kernel.active_ns
             self._check_body_end(upload, event.flags)
             self._plan()
         self.kernel.at(self.rng.choice((0, 1, 50)) * MILLISECOND, self._return_body)

@@ -199,6 +199,7 @@ class Simulation:
         """Beside the plane, and without waking it: has everybody been noticed, and is it over?"""
         for stream in self.streams.values():
             stream.check_notices_leaving()
+            stream.check_expiry()
         if self.drained and self._is_over():
             self.stopped = True
             self.sender.send(wire.command(m.SHUTDOWN_PLANE))
@@ -334,6 +335,9 @@ class Simulation:
             stream.first_finish_ns = self.kernel.active_ns
 
         limits = self._limits()
+        client = self.clients[stream.socket.fd]
+        enough = limits["linger_timeout_ms"] >= 2000 and self.settings.streaming.linger_bytes_max > 100_000
+        stream.patient = client.reading == "eager" and enough and not self.kernel.hostility.jump
         head = len(response)
         self._send_open(stream, response, apply, source=m.SOURCE_NONE, flags=m.REFUSAL, head_bytes=head, **limits)
 
@@ -400,6 +404,7 @@ class Simulation:
         check(not stream.expired, f"{event.key}: EXPIRED twice")
         check(stream.ended is None, f"{event.key}: EXPIRED after ENDED")
         stream.expired.append(event.reason)
+        stream.expired_active_ns = self.kernel.active_ns
         if self.rng.random() < 0.8:
             self._stop_later(stream, self.rng.choice((0, 1, 6000)) * MILLISECOND, event.reason)
 
