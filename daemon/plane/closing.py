@@ -58,8 +58,6 @@ def begin_closing(plane: Any, slot: int, reason: int) -> None:
     assert stream.state != st.FREE
     stream.state = st.CLOSING
     stream.reason = reason
-    if reason != st.COMPLETE:
-        stream.flags |= m.FLAG_ABORT
     stream.phase_deadline_ns = stream.stream_deadline_ns = stream.write_deadline_ns = stream.keep_alive_at_ns = 0
     timer_remove(plane, slot)
     ready_push(plane, slot)
