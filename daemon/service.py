@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 BACKLOG_WAIT_S = 0.5  # handoffs that wait when a drain begins are still taken, and answered
 STOPPED_STREAMS_WAIT_S = 5.0  # for error events and refusals to leave
 POLL_S = 0.01
+SWITCH_INTERVAL_S = 0.001  # of the interpreter, between threads that compute; its own default is 5 ms
 
 logger = logging.getLogger("daemon")
 
@@ -50,6 +51,8 @@ def serve(loaded: Loaded, arguments: Sequence[str]) -> int:
     logs.configure(loaded.settings.logging.level, loaded.settings.logging.format)
     for warning in loaded.warnings:
         logger.warning("%s", warning)
+    # A backend that computes in Python must not make a handoff wait for the interpreter five times as long as it need.
+    sys.setswitchinterval(SWITCH_INTERVAL_S)
     loop = uvloop.new_event_loop()
     service = Service(loop, loaded.settings, arguments)
     try:
