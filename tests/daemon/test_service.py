@@ -99,6 +99,7 @@ def send(daemon: Daemon, number: signal.Signals) -> None:
 # ---- starting
 
 
+@pytest.mark.serial
 def test_help_and_version_are_instant() -> None:
     began_s = time.monotonic()
     shown = run("--help")
@@ -187,6 +188,7 @@ def test_warm_cache_says_what_it_does() -> None:
     assert "data plane" in done.stdout
 
 
+@pytest.mark.serial
 def test_a_stop_while_it_compiles_is_obeyed(directory: Path) -> None:
     environment = {**os.environ, "STREAMING_DAEMON_CACHE_DIR": str(directory / "cache")}
     environment.pop("NUMBA_CACHE_DIR", None)
@@ -321,6 +323,7 @@ def received_until(manager: socket.socket, key: str) -> dict[str, str]:
     return message
 
 
+@pytest.mark.serial
 def test_systemd_hears_every_state_and_is_fed(start: Callable[..., Daemon], directory: Path) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
         manager.bind(str(directory / "notify"))
@@ -392,6 +395,7 @@ def test_streams_that_cannot_finish_are_told(start: Callable[..., Daemon]) -> No
     assert 0.9 < time.monotonic() - began_s < 4
 
 
+@pytest.mark.serial
 def test_a_second_signal_ends_at_once(start: Callable[..., Daemon]) -> None:
     daemon = start("--delay", "1000")
     with daemon.open():
@@ -468,6 +472,7 @@ def test_the_table_of_live_streams_is_logged(start: Callable[..., Daemon]) -> No
     assert daemon.stop() == 0
 
 
+@pytest.mark.serial
 def test_an_idle_metrics_client_blocks_neither_scraping_nor_exit(start: Callable[..., Daemon]) -> None:
     daemon = start()
     with contextlib.ExitStack() as stack:
@@ -492,6 +497,7 @@ def test_the_benchmark_summary_is_printed_at_exit(start: Callable[..., Daemon]) 
 # ---- when a plane dies
 
 
+@pytest.mark.serial
 @pytest.mark.parametrize("kernel", ["io_uring", "epoll"])
 def test_a_data_plane_that_ends_takes_the_process_with_it(start: Callable[..., Daemon], kernel: str) -> None:
     daemon = start("--delay", "100", kernel=kernel, wrapper=[sys.executable, str(SABOTAGE), "data"])
@@ -505,6 +511,7 @@ def test_a_data_plane_that_ends_takes_the_process_with_it(start: Callable[..., D
     assert not daemon.socket_path.exists()
 
 
+@pytest.mark.serial
 def test_a_control_plane_that_fails_takes_the_process_with_it(start: Callable[..., Daemon]) -> None:
     daemon = start("--delay", "1000", wrapper=[sys.executable, str(SABOTAGE), "control"])
     with daemon.open() as client:
