@@ -62,7 +62,7 @@ class Delivery:
             size = min(len(data) - index, len(self.text) - self.matched)
             stop = self._next_pause(self.matched, size)
             piece = data[index : index + stop]
-            if stop and self.text[self.matched : self.matched + stop] == piece:
+            if stop and bytes(self.text[self.matched : self.matched + stop]) == piece:
                 self.matched += stop
                 index += stop
             elif self.matched in self.pauses and data[index] == self.keep_alive[0]:

@@ -13,7 +13,7 @@ import heapq
 import struct
 from collections import deque
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from daemon.plane import entries as e
 from daemon.plane import tag as t
@@ -93,8 +93,8 @@ class SimulatedKernel:
         self.active_ns = 0  # as `now_ns`, without deliberate jumps: what bounds on waiting are measured in
         self.turns = 0
         self.shared: Any = plane.globals[0]
-        self._words = memoryview(plane.globals.view("u1")).cast("B").cast("q")
-        offsets = {name: GLOBALS.fields[name][1] // 8 for name in GLOBALS.names}
+        self._words = cast("memoryview[int]", memoryview(plane.globals.view("u1")).cast("B").cast("q"))
+        offsets: dict[str, int] = {name: GLOBALS.fields[name][1] // 8 for name in GLOBALS.names}
         self._now, self._wait = offsets["now_ns"], offsets["wait_until_ns"]
         self._base, self._pending = offsets["submission_base"], offsets["submission_pending"]
         self._first, self._count = offsets["completion_base"], offsets["completion_count"]
@@ -198,7 +198,7 @@ class SimulatedKernel:
         words[self._pending] = pending - count
         if count == pending:
             self._compare_in_flight()
-        return bool(count == pending)
+        return count == pending
 
     def _compare_in_flight(self) -> None:
         """The plane's belief of what is in flight is the kernel's truth (every submission is taken now)."""

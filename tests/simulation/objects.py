@@ -174,7 +174,7 @@ class Pipe(Thing):
 
     def due(self) -> list[Callable[[], None]]:
         """Functions of the commands that have been read whole."""
-        functions = []
+        functions: list[Callable[[], None]] = []
         while self.marks and self.marks[0][0] <= self.consumed:
             functions.append(self.marks.popleft()[1])
         return functions

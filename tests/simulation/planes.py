@@ -262,7 +262,7 @@ class Feed:
     def _check_body_end(self, upload: Upload, flags: int) -> None:
         socket = self.stream.socket
         if flags & m.BODY_LAST:
-            check(upload.received == upload.body, "the upload's last piece came too early")
+            check(bytes(upload.received) == upload.body, "the upload's last piece came too early")
         elif flags & m.BODY_MALFORMED:
             check(upload.malformed, "a sound upload was called malformed")
         else:
