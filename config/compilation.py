@@ -2,8 +2,8 @@
 
 Nothing else imports numba. Compiled functions of the data plane are declared with `compiled`; it forbids reference
 counting (`_nrt=False`), which makes any allocation inside the plane a compile error. The cache directory carries a
-digest of every source file of ours and of the versions of numba and numpy, because Numba's own cache does not notice
-that a callee or a constant in another file has changed.
+digest of every source file that compiled code can depend on and of the versions of numba and numpy, because Numba's own
+cache does not notice that a callee or a constant in another file has changed.
 """
 
 from __future__ import annotations
@@ -19,16 +19,31 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 _ROOT = Path(__file__).resolve().parent.parent
-_COMPILED_PACKAGES = ("config", "daemon", "backends")
+_PACKAGES = ("config", "daemon", "backends")
+# Folders that compiled code is made of: what it calls, and the constants it takes in when it is compiled.
+_COMPILED_FOLDERS = ("daemon/plane", "daemon/ring", "daemon/epoll")
+
+
+def _compiled_sources() -> list[Path]:
+    """Files that compiled code can depend on: the plane and its kernels, and whoever asks this module to compile.
+
+    A change anywhere else, in admission or metrics, leaves the cache warm.
+    """
+    sources = []
+    for package in _PACKAGES:
+        for path in sorted((_ROOT / package).rglob("*.py")):
+            folder = path.parent.relative_to(_ROOT).as_posix()
+            if folder in _COMPILED_FOLDERS or b"config.compilation" in path.read_bytes():
+                sources.append(path)
+    return [Path(__file__).resolve(), *sources]
 
 
 def _source_digest() -> str:
-    """Digest of all our sources and of the compiler's versions, so that a stale cache can never be used."""
+    """Digest of what compiled code depends on and of the compiler's versions, so that no stale code is ever used."""
     digest = hashlib.sha256()
-    for package in _COMPILED_PACKAGES:
-        for path in sorted((_ROOT / package).rglob("*.py")):
-            digest.update(str(path.relative_to(_ROOT)).encode())
-            digest.update(path.read_bytes())
+    for path in _compiled_sources():
+        digest.update(str(path.relative_to(_ROOT)).encode())
+        digest.update(path.read_bytes())
     for name in ("numba", "numpy", "llvmlite"):
         digest.update(importlib.metadata.version(name).encode())
     digest.update(sys.version.encode())

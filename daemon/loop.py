@@ -19,6 +19,7 @@ import numpy as np
 
 from config.compilation import compiled
 from config.settings import Settings
+from daemon import thread
 from daemon.epoll import memory as epoll_memory
 from daemon.epoll.enter import epoll_enter
 from daemon.plane.kernel_record import KERNEL, KERNEL_EPOLL, KERNEL_IO_URING, TIMESPEC
@@ -130,10 +131,12 @@ class DataPlane:
     def _main(self) -> None:
         signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
         self.thread_id = threading.get_native_id()
+        thread.set_name("data-plane")
         ring: Ring | None = None
         try:
             ring, report = _open_kernel(self._settings)
             self.kernel, self.kernel_reason, self.features = report.chosen, report.reason, report.features
+            self.features["short_slices"] = thread.ask_for_short_slices()
             self._attach(ring)
             self._ready.set()
             code = int(run(self.plane.globals[0], self._kernel_record))
