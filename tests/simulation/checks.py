@@ -65,10 +65,21 @@ class Delivery:
             if stop and bytes(self.text[self.matched : self.matched + stop]) == piece:
                 self.matched += stop
                 index += stop
-            elif self.matched in self.pauses and data[index] == self.keep_alive[0]:
+            elif self._may_be_keep_alive(data[index]):
                 index = self._feed_keep_alive(data, index)
             else:
                 self._refuse(data, index)
+
+    def _may_be_keep_alive(self, byte: int) -> bool:
+        """Whether a keep-alive began at the last pause: an equal chunk size may have made it look like the next piece."""
+        pause = max((pause for pause in self.pauses if pause <= self.matched), default=-1)
+        since = self.matched - pause
+        if pause < 0 or since >= len(self.keep_alive) or self.keep_alive[since] != byte:
+            return False
+        if bytes(self.text[pause : self.matched]) != self.keep_alive[:since]:
+            return False
+        self.matched, self._in_keep_alive = pause, since
+        return True
 
     def _next_pause(self, start: int, size: int) -> int:
         later = [pause - start for pause in self.pauses if start < pause <= start + size]

@@ -13,7 +13,7 @@ import heapq
 import struct
 from collections import deque
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from daemon.plane import entries as e
 from daemon.plane import tag as t
@@ -93,7 +93,7 @@ class SimulatedKernel:
         self.active_ns = 0  # as `now_ns`, without deliberate jumps: what bounds on waiting are measured in
         self.turns = 0
         self.shared: Any = plane.globals[0]
-        self._words = cast("memoryview[int]", memoryview(plane.globals.view("u1")).cast("B").cast("q"))
+        self._words = memoryview(plane.globals.view("u1")).cast("B").cast("q")
         offsets: dict[str, int] = {name: GLOBALS.fields[name][1] // 8 for name in GLOBALS.names}
         self._now, self._wait = offsets["now_ns"], offsets["wait_until_ns"]
         self._base, self._pending = offsets["submission_base"], offsets["submission_pending"]
