@@ -71,7 +71,7 @@ class Delivery:
                 self._refuse(data, index)
 
     def _may_be_keep_alive(self, byte: int) -> bool:
-        """Whether a keep-alive began at the last pause: an equal chunk size may have made it look like the next piece."""
+        """Whether a keep-alive began at the last pause: an equal chunk size made it look like the next piece."""
         pause = max((pause for pause in self.pauses if pause <= self.matched), default=-1)
         since = self.matched - pause
         if pause < 0 or since >= len(self.keep_alive) or self.keep_alive[since] != byte:
