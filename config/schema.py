@@ -148,7 +148,10 @@ def _octal(value: object) -> int | None:
 
 def _refused(key: Key, value: object, origin: str, shown_as: str | None) -> ConfigError:
     name = key.path if shown_as is None else f"{shown_as} ({key.path})"
-    return ConfigError(f"{origin}: {name} = {shown(key.name, value)} is refused: permitted is {permitted(key)}")
+    hint = ""
+    if key.path in OCTAL and type(value) is int and 0 <= value <= (getattr(key.type, "le", None) or 0):
+        hint = f'; as a decimal number it would be "{value:04o}"'
+    return ConfigError(f"{origin}: {name} = {shown(key.name, value)} is refused: permitted is {permitted(key)}{hint}")
 
 
 def permitted(key: Key) -> str:

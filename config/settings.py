@@ -13,6 +13,8 @@ import msgspec
 from msgspec import Meta
 
 RELOADABLE = {"reloadable": True}
+Identity = Annotated[int, Meta(ge=0, le=(1 << 32) - 2)]
+"""A user's or a group's number. The largest of 32 bits is none: the kernel says it for a peer that it cannot name."""
 
 
 def _reloadable(description: str, ge: int | None = None, le: int | None = None) -> Meta:
@@ -42,10 +44,10 @@ class Server(msgspec.Struct, frozen=True, kw_only=True):
         "mock"
     )
     allowed_uids: Annotated[
-        tuple[int, ...], Meta(max_length=64, description="users who may hand over; empty allows all")
+        tuple[Identity, ...], Meta(max_length=64, description="users who may hand over; empty allows all")
     ] = ()
     allowed_gids: Annotated[
-        tuple[int, ...], Meta(max_length=64, description="groups who may hand over; empty allows all")
+        tuple[Identity, ...], Meta(max_length=64, description="groups who may hand over; empty allows all")
     ] = ()
     data_dir: Annotated[str, Meta(description="the only directory that paths in a handoff may lie in")] = (
         "/run/handoff-data"

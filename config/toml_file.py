@@ -31,6 +31,7 @@ C_KEYS = {
     "message_delay_ms": "streaming.message_delay_ms",
     "pool_size": "thread_pool.pool_size",
     "metrics_port": "monitoring.metrics_port",
+    "handoff_timeout_ms": "timeouts.handoff_timeout_ms",
     "write_timeout_ms": "timeouts.write_timeout_ms",
     "shutdown_timeout_s": "timeouts.shutdown_timeout_s",
     "thread_pool": "thread_pool.thread_pool",
@@ -39,13 +40,14 @@ C_KEYS = {
 }
 """The C daemon's keys, and what each is called here."""
 
-# Digits alone, with a leading zero or without: the C daemon read either as octal. 0o660 is TOML, yet quoted too: a
-# parsed number no longer shows how it was written, and 400 meant as octal must not pass as decimal.
+# The C daemon read its file by C's rules: 0660 is octal, and 432 is decimal, the same mode. 0o660 is TOML, yet quoted
+# too: a parsed number no longer shows how it was written.
 _BARE_SOCKET_MODE = re.compile(
     r"^(?P<before>[ \t]*(?:server[ \t]*\.[ \t]*)?socket_mode[ \t]*=[ \t]*)(?P<digits>(?:0o)?[0-9]+)"
     r"(?=[ \t\r]*(?:#.*)?$)",
     re.MULTILINE,
 )
+_MODE_MAX = 0o777
 _CLASS = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*")
 
 
@@ -83,13 +85,19 @@ def read_file(path: Path) -> FileContent:
 
 
 def _quote_bare_modes(text: str, origin: str, warnings: list[str]) -> str:
-    """Quote each bare `socket_mode`, within its line, so that line numbers in a later error are the file's."""
+    """Quote each bare octal `socket_mode`, within its line, so that line numbers in a later error are the file's.
+
+    One that C's rules make decimal stays a number, which the setting refuses: 432 was 0660 to the C daemon, but as
+    octal digits it lets every user connect, so neither reading may be a guess. 660 is too large to be decimal.
+    """
 
     def quoted(found: re.Match[str]) -> str:
         before = text[: found.start()]
         if before.count('"""') % 2 or before.count("'''") % 2:
             return found[0]  # a line of a text of several lines, no key
         mode, line = found["digits"], before.count("\n") + 1
+        if not mode.startswith("0") and len(mode) <= len(str(_MODE_MAX)) and int(mode) <= _MODE_MAX:
+            return found[0]
         if not mode.startswith("0o"):
             warnings.append(f'{origin}: line {line}: socket_mode = {mode} is read as octal; write "{mode.zfill(4)}"')
         return f'{found["before"]}"{mode}"'

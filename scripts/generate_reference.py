@@ -41,9 +41,10 @@ Any other table below `backend` is a backend of your own. `class` is required an
 `"package.module:Class"`; the other keys are handed to it as they stand. They take effect on SIGHUP as long as the
 class stays the same."""
 C_FILES = """\
-They load as they are. These keys are taken from any section, or from none; only the section of a backend of your own
-keeps all its keys. `socket_mode = 0660`, which is no TOML, is read as octal, with a warning. Where a file sets a value
-twice, the later one counts, with a warning."""
+They load as they are, but for a mode written in decimal. These keys are taken from any section, or from none; only
+the section of a backend of your own keeps all its keys. `socket_mode = 0660`, which is no TOML, is read as octal, with
+a warning. `socket_mode = 432` is refused: it was decimal to the C daemon, and the error says what to write instead.
+Where a file sets a value twice, the later one counts, with a warning."""
 
 
 def example() -> str:

@@ -29,6 +29,7 @@ C_VALUES: dict[str, tuple[str, object]] = {
     "message_delay_ms": ("7", 7),
     "pool_size": ("3", 3),
     "metrics_port": ("9091", 9091),
+    "handoff_timeout_ms": ("321", 321),
     "write_timeout_ms": ("1234", 1234),
     "shutdown_timeout_s": ("9", 9),
     "thread_pool": ("true", True),
@@ -199,6 +200,19 @@ def test_a_mode_that_is_none_is_refused(written: str, write: Writer) -> None:
     message = refusal(write(f"[server]\nsocket_mode = {written}"))
     assert "server.socket_mode = " in message
     assert '"0000" to "0777"' in message
+
+
+@pytest.mark.parametrize(("written", "octal"), [("432", "0660"), ("400", "0620"), ("384", "0600"), ("511", "0777")])
+def test_a_bare_decimal_mode_is_no_guess(written: str, octal: str, write: Writer) -> None:
+    # The C daemon took 432 for 0660. As octal digits it would let every user of the host connect.
+    message = refusal(write(f"delay = 1\n[server]\nsocket_mode = {written}\n"))
+    assert f"server.socket_mode = {written} is refused: permitted is a string of octal digits" in message
+    assert message.endswith(f'; as a decimal number it would be "{octal}"')
+
+
+def test_a_mode_of_a_users_backend_is_its_own_affair(write: Writer) -> None:
+    options = load_file(write('[backend.mine]\nclass = "a.b:C"\nsocket_mode = 432')).settings.backend.others["mine"]
+    assert options["socket_mode"] == 432
 
 
 def test_a_decimal_mode_never_passes_for_an_octal_one(write: Writer) -> None:

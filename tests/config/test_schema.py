@@ -174,6 +174,11 @@ def test_a_wrong_type_is_refused(key: Key, kind: str) -> None:
         ("delay = 60001", "delay (streaming.message_delay_ms) = 60001 is refused: permitted is an integer, 0 to 60000"),
         ("[logging]\nlevel = 'loud'", '"loud" is refused: permitted is "debug" or "info" or "warning" or "error"'),
         ("[server]\nallowed_uids = ['root']", "permitted is a list of at most 64 items, each an integer"),
+        (
+            "[server]\nallowed_uids = [-1]",
+            "= [-1] is refused: permitted is a list of at most 64 items, each an integer, 0",
+        ),
+        ("[server]\nallowed_gids = [4294967295]", "each an integer, 0 to 4294967294"),
         ("[streaming]\nkeep_alive_ms = 2024-01-01", "streaming.keep_alive_ms = 2024-01-01 is refused"),
     ],
 )
