@@ -253,7 +253,8 @@ def _stop(plane: Any, slot: int, offset: int) -> None:
         stream.state = st.STREAMING
     stream.reason = command.reason
     stream.flags |= m.FLAG_SOURCE_DONE
-    stream.phase_deadline_ns = stream.stream_deadline_ns = stream.hold_ns = 0
+    stream.phase_deadline_ns = stream.hold_ns = 0
+    stream.stream_deadline_ns = plane.now_ns + stream.write_timeout_ns if stream.write_timeout_ns else 0
     ready_push(plane, slot)
 
 
@@ -261,18 +262,6 @@ def _stop(plane: Any, slot: int, offset: int) -> None:
 def _body_return(plane: Any, slot: int) -> None:
     stream = stream_of(plane, slot)
     stream.flags &= ~m.FLAG_BODY_LENT
-    ready_push(plane, slot)
-
-
-@inlined
-def _retry(plane: Any, slot: int) -> None:
-    """Back to the queue, before the first byte only."""
-    stream = stream_of(plane, slot)
-    if stream.state != st.LLM_PENDING:
-        count(plane, COMMANDS_STALE, 1)
-        return
-    stream.state = st.LLM_QUEUED
-    stream.channel = 0
     ready_push(plane, slot)
 
 
@@ -340,8 +329,6 @@ def _carry_out(plane: Any, offset: int) -> None:
         _finish(plane, slot, offset)
     elif kind == m.STOP:
         _stop(plane, slot, offset)
-    elif kind == m.RETRY:
-        _retry(plane, slot)
     else:
         assert kind == 0, "a command of no known kind"
 

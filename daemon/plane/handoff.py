@@ -78,7 +78,7 @@ def open_slot(plane: Any, slot: int, state: int) -> None:
     stream.first_byte_timeout_ns = stream.inline_done = stream.inline_reported = 0
     stream.reason = stream.expired = stream.cancelled = 0
     stream.control_events = stream.worker_events = 0
-    stream.handoff_bytes = stream.handoff_flags = stream.must_poll = stream.zero_copy_result = 0
+    stream.handoff_bytes = stream.handoff_flags = stream.must_poll = stream.must_copy = stream.zero_copy_result = 0
     stream.body_state = stream.body_bytes = stream.body_flags = stream.body_raw_bytes = stream.body_line_bytes = 0
     stream.body_remaining = stream.discarded_bytes = stream.cookie = stream.hold_ns = 0
     stream.accepted_ns = plane.now_ns

@@ -32,7 +32,6 @@ SHUTDOWN_PLANE = 10  # O  leave the loop; every slot is free, or `flags` has FOR
 PING = 11  # O  PONG follows with the same `cookie`
 TABLE = 12  # O  copy the stream table for reading; TABLE_READY follows
 CONFIGURE = 13  # O  new values of the limits a SIGHUP may change
-RETRY = 14  # O  llm_pending -> llm_queued, before the first byte only
 
 # Command flags.
 STANDARD_HEAD = 1  # the streaming response head is put before the payload

@@ -31,6 +31,7 @@ from daemon.plane.entries import (
     EINTR,
     ENOBUFS,
     ENOMEM,
+    EOPNOTSUPP,
     EPIPE,
     POLLERR,
     POLLHUP,
@@ -131,7 +132,8 @@ def _send(plane: Any, slot: int, stream: Any) -> None:
         return
     byte_count = next_bytes(plane, slot, stream)
     assert byte_count > 0
-    large = plane.zero_copy != 0 and byte_count >= plane.zero_copy_bytes_min and range_is_next(plane, slot, stream)
+    wanted = plane.zero_copy != 0 and not stream.must_copy
+    large = wanted and byte_count >= plane.zero_copy_bytes_min and range_is_next(plane, slot, stream)
     address = next_address(plane, slot, stream)
     prepare_send(plane, stream.client_fd, address, byte_count, large, pack(SEND, slot, generation))
     stream.sending_bytes = byte_count
@@ -153,7 +155,9 @@ def handle_send(plane: Any, slot: int, result: int, flags: int) -> None:
     if result > 0:
         _sent(plane, slot, stream, result, sent)
         return
-    if result == -EAGAIN:
+    if result == -EOPNOTSUPP and plane.zero_copy != 0 and not stream.must_copy:
+        stream.must_copy = 1  # a Unix socket takes no zero-copy sends
+    elif result == -EAGAIN:
         stream.sending_bytes = -1  # poll before the next attempt
         count(plane, SENDS_BLOCKED, 1)
     elif result != -EINTR and result != -ENOMEM and result != -ENOBUFS and stream.state != st.CLOSING:
@@ -231,12 +235,18 @@ def _deadline_passed(plane: Any, slot: int, stream: Any) -> bool:
     if stream.write_deadline_ns != 0 and now >= stream.write_deadline_ns:
         begin_closing(plane, slot, st.WRITE_TIMEOUT)
         return True
+    if stream.flags & m.FLAG_SOURCE_DONE:
+        # What is left is for the client to take; one that takes a byte now and then does not hold a slot for ever.
+        overdue = bool(stream.stream_deadline_ns != 0 and now >= stream.stream_deadline_ns)
+        if overdue:
+            begin_closing(plane, slot, st.STREAM_TIMEOUT)
+        return overdue
     expired = 0
     if stream.phase_deadline_ns != 0 and now >= stream.phase_deadline_ns:
         expired = _phase_reason(stream)
     elif stream.stream_deadline_ns != 0 and now >= stream.stream_deadline_ns:
         expired = st.STREAM_TIMEOUT
-    if expired == 0 or stream.flags & m.FLAG_SOURCE_DONE:
+    if expired == 0:
         return False
     if stream.flags & m.FLAG_EXPIRED:
         begin_closing(plane, slot, stream.expired)
@@ -265,16 +275,17 @@ def _next_deadline(plane: Any, stream: Any) -> int:
     earliest = FOREVER_NS
     if stream.write_deadline_ns != 0:
         earliest = min(earliest, int(stream.write_deadline_ns))
+    if stream.stream_deadline_ns != 0:
+        earliest = min(earliest, int(stream.stream_deadline_ns))
     if not stream.flags & m.FLAG_SOURCE_DONE:
-        pacing = stream.interval_ps > 0 and stream.message_index < stream.message_total
-        if stream.source == m.SOURCE_PACED and (pacing or not has_output(stream)):
-            earliest = min(earliest, max(next_due_ns(stream), plane.now_ns + 1))
+        due_ns = next_due_ns(stream)
+        # What is due and was not made waits for room in the block, which the next completed send brings.
+        if stream.source == m.SOURCE_PACED and (due_ns > plane.now_ns or not has_output(stream)):
+            earliest = min(earliest, max(due_ns, plane.now_ns + 1))
         if stream.hold_ns > plane.now_ns:
             earliest = min(earliest, int(stream.hold_ns))
         if stream.phase_deadline_ns != 0:
             earliest = min(earliest, int(stream.phase_deadline_ns))
-        if stream.stream_deadline_ns != 0:
-            earliest = min(earliest, int(stream.stream_deadline_ns))
         if stream.keep_alive_ns > 0:
             silent_since = max(int(stream.keep_alive_at_ns), int(stream.last_sent_ns))
             earliest = min(earliest, max(silent_since, plane.now_ns - stream.keep_alive_ns // 2) + stream.keep_alive_ns)

@@ -68,7 +68,7 @@ STREAM = record(
     # body (upload)
     "body_buffer:i4 body_state:i4 body_remaining:i8 body_bytes:i4 body_flags:i4 body_raw_bytes:i4 body_line_bytes:i4 "
     # closing
-    "discarded_bytes:i8 hold_ns:i8 must_poll:i4 pad:i4",
+    "discarded_bytes:i8 hold_ns:i8 must_poll:i4 must_copy:i4",
     384,
 )
 GLOBALS = record(

@@ -181,3 +181,26 @@ def test_a_whole_stream_has_a_deadline(start: Callable[..., Daemon]) -> None:
     assert 2 <= len(answer.contents) <= 4
     error_of(answer.body)
     daemon.wait_for_metric(ended("stream_timeout"), 1)
+
+
+@pytest.mark.parametrize("tcp", [True, False])
+def test_zero_copy_sends_deliver_the_same_bytes(start: Callable[..., Daemon], tcp: bool) -> None:
+    daemon = start(BACKENDS + "[performance]\nzero_copy_bytes_min = 65536\n")
+    for _ in range(3):
+        answer = daemon.ask({"backend": "large"}, tcp=tcp)
+        assert answer.body.count(b"x") == 8 << 20
+        assert answer.body.endswith(DONE)
+    client = daemon.open({"backend": "large"}, tcp=tcp)
+    client.recv(1000)
+    client.close()
+    daemon.wait_idle()
+
+
+def test_the_kernels_own_poller_serves_streams(start: Callable[..., Daemon]) -> None:
+    daemon = start(BACKENDS, "--sqpoll", "--delay", "2")
+    clients = [daemon.open({"user_id": n}, tcp=n % 2 == 0) for n in range(60)]
+    for client in clients:
+        assert_whole(read_all(client))
+        client.close()
+    assert daemon.ask({"backend": "many"}).body.endswith(DONE)
+    daemon.wait_idle()

@@ -135,11 +135,14 @@ class StreamCheck:
         self.ended: Event | None = None
         self.stopped = False
         self.write_timeout_ns = 0
+        self.stream_timeout_ns = 0
+        self.opened_ns = 0
         self.paced: Paced | None = None
         self.keep_half_open = False
         self.has_body = False  # and the plane still waits for some of it
         self.body_over_active_ns = 0
         self.first_finish_ns = -1
+        self.stopped_ns = 0
         self.refused_descriptor = False
 
     def _taken(self, data: bytes) -> None:
@@ -198,6 +201,7 @@ class StreamCheck:
             if self.chunked:
                 self.delivery.hand_over(LAST_CHUNK, pause=False)
         self.first_finish_ns = self.kernel.active_ns
+        self.stopped_ns = self.kernel.now_ns
 
     def stop(self, reason: int, head: bytes, error: bytes) -> None:
         if self.finished or not self.opened:
@@ -217,6 +221,7 @@ class StreamCheck:
             delivery.optional_from = len(delivery.text)
             delivery.hand_over(self._body(error), pause=False)
         self.first_finish_ns = self.kernel.active_ns
+        self.stopped_ns = self.kernel.now_ns
 
     def _send_in_flight(self) -> bool:
         return any(other.fd == self.socket.fd and other.length for other in self.kernel.operations.values())
@@ -237,6 +242,7 @@ class StreamCheck:
         delivery.optional_from = len(delivery.text)
         delivery.hand_over(self._body(error), pause=False)
         self.first_finish_ns = self.kernel.active_ns
+        self.stopped_ns = self.kernel.now_ns
 
     # ---- the end
 
@@ -269,6 +275,12 @@ class StreamCheck:
             # However a refused client leaves, refused is the reason.
             gone = socket.was_reset or socket.finished or self.kernel.now_ns - socket.last_attempt_ns >= SECOND // 20
             check(self.delivery.is_whole or gone, f"{self.key}: refused, but not with the whole answer")
+        elif reason == st.STREAM_TIMEOUT and reason not in self.expired:
+            # The client did not take the end in the stream's time, or, after a STOP, in that of one write.
+            now_ns = self.kernel.now_ns
+            of_stream = self.stream_timeout_ns and now_ns - self.opened_ns >= self.stream_timeout_ns
+            stopped = self.finished == "stop" and self.kernel.now_ns - self.stopped_ns >= self.write_timeout_ns
+            check(bool(of_stream or stopped), f"{self.key}: stream_timeout too early")
         elif self.finished and reason == self.end_reason and reason not in self.expired:
             check(self.delivery.is_whole, f"{self.key}: reason {st.REASONS[reason]}, but not everything left")
         else:

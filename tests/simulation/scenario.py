@@ -232,7 +232,7 @@ class Simulation:
         send(wire.command(m.PING, cookie=self.seed))
         send(wire.command(m.TABLE))
         send(wire.command(m.CONFIGURE, handoff_timeout_ms=rng.choice((100, 1000))))
-        for kind in (m.OPEN, m.START, m.PUSH, m.FINISH, m.STOP, m.BODY_RETURN, m.RETRY):
+        for kind in (m.OPEN, m.START, m.PUSH, m.FINISH, m.STOP, m.BODY_RETURN):
             send(wire.command(kind, (rng.randrange(0, 20), rng.choice((0, 99))), b"stale"))
 
     # ---- the control plane
@@ -316,6 +316,8 @@ class Simulation:
 
     def _send_open(self, stream: StreamCheck, payload: bytes, apply: Callable[[], None], **fields: int) -> None:
         stream.write_timeout_ns = fields.get("write_timeout_ms", 0) * MILLISECOND
+        stream.stream_timeout_ns = fields.get("stream_timeout_ms", 0) * MILLISECOND
+        stream.opened_ns = self.kernel.now_ns
         self.sender.send(wire.command(m.OPEN, stream.key, payload, **fields), apply)
 
     def _refuse_descriptor(self, stream: StreamCheck) -> None:

@@ -83,7 +83,7 @@ def test_what_is_wrong_is_not_packed() -> None:
 def test_commands_of_one_callback_leave_together(channels: Channels, loop: asyncio.AbstractEventLoop) -> None:
     writer = CommandWriter(channels.command_fd, loop)
     for slot in range(70):
-        writer.add(pack(kind=m.RETRY, slot=slot))
+        writer.add(pack(kind=m.TABLE, slot=slot))
     writer.flush()
     writes = channels.writes()
     assert [len(data) for data in writes] == [4096, 4096, 70 * 128 - 8192]
