@@ -29,7 +29,7 @@ def _compiled_sources() -> list[Path]:
 
     A change anywhere else, in admission or metrics, leaves the cache warm.
     """
-    sources = []
+    sources: list[Path] = []
     for package in _PACKAGES:
         for path in sorted((_ROOT / package).rglob("*.py")):
             folder = path.parent.relative_to(_ROOT).as_posix()

@@ -57,7 +57,7 @@ class KernelReport:
     chosen: str
     reason: str
     io_uring_available: bool
-    features: dict[str, bool] = field(default_factory=dict)
+    features: dict[str, bool] = field(default_factory=dict[str, bool])
 
 
 def _open_kernel(settings: Settings) -> tuple[Ring | None, KernelReport]:

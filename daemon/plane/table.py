@@ -35,7 +35,10 @@ TEMPLATE_BYTES_MAX = 1 << 20
 
 def record(fields: str, size: int) -> Any:
     """A packed record type from `name:format` words, padded to `size` bytes; np.record: fields are attributes."""
-    names, formats, offsets, offset = [], [], [], 0
+    names: list[str] = []
+    formats: list[str] = []
+    offsets: list[int] = []
+    offset = 0
     for word in fields.split():
         name, kind = word.split(":")
         width = np.dtype(kind).itemsize

@@ -145,7 +145,7 @@ class Ring:
     structure: _Ring
     submission_entries: int
     completion_entries: int
-    features: dict[str, bool] = field(default_factory=dict)
+    features: dict[str, bool] = field(default_factory=dict[str, bool])
 
 
 def liburing() -> ctypes.CDLL:

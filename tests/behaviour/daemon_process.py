@@ -69,7 +69,7 @@ class Answer:
 def read_all(client: socket.socket, timeout_s: float = 30) -> Answer:
     """Read to the end of the connection."""
     client.settimeout(timeout_s)
-    pieces = []
+    pieces: list[bytes] = []
     try:
         while piece := client.recv(65536):
             pieces.append(piece)
@@ -92,10 +92,10 @@ class Daemon:
 
     directory: Path
     kernel: str
-    arguments: list[str] = field(default_factory=list)
+    arguments: list[str] = field(default_factory=list[str])
     configuration: str = ""
-    environment: dict[str, str] = field(default_factory=dict)
-    wrapper: list[str] = field(default_factory=list)
+    environment: dict[str, str] = field(default_factory=dict[str, str])
+    wrapper: list[str] = field(default_factory=list[str])
     process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -176,7 +176,7 @@ class Daemon:
         """Every sample of /metrics by its name with labels."""
         with urllib.request.urlopen(f"http://127.0.0.1:{self.metrics_port}/metrics", timeout=10) as response:
             text = response.read().decode()
-        samples = {}
+        samples: dict[str, float] = {}
         for line in text.splitlines():
             if line and not line.startswith("#"):
                 name, _, value = line.rpartition(" ")

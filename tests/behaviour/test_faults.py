@@ -70,7 +70,7 @@ def test_a_slow_reader_gets_everything(start: Callable[..., Daemon]) -> None:
     server.setblocking(False)
     daemon.hand_over(b"{}", [server.fileno()])
     server.close()
-    pieces = []
+    pieces: list[bytes] = []
     with client:
         client.settimeout(10)
         while piece := client.recv(7777):

@@ -54,7 +54,7 @@ class RingUnderTest:
         """One enter; (tag, result) of every completion it brought."""
         self.shared.now_ns, self.shared.wait_until_ns = 0, wait_ns
         assert ring_enter(self.shared, self.kernel) == 0
-        found = []
+        found: list[tuple[int, int]] = []
         for index in range(int(self.shared.completion_count)):
             entry = self.completions[(int(self.shared.completion_base) + index) % len(self.completions)]
             found.append((int(entry["tag"]), int(entry["result"])))
