@@ -167,7 +167,10 @@ def service_body(plane: Any, slot: int) -> None:
     stream = stream_of(plane, slot)
     if not wants_body(stream) or stream.in_flight & ((1 << RECEIVE) | (1 << POLL_READABLE)):
         return
-    if stream.body_raw_bytes > 0:  # what the HTTP front had already read
+    empty = stream.body_state == COUNTED and stream.body_remaining == 0
+    if empty:
+        stream.body_state = DONE
+    if stream.body_raw_bytes > 0 or empty:  # what the HTTP front had already read, or a body of no bytes at all
         raw_bytes = int(stream.body_raw_bytes)
         stream.body_raw_bytes = 0
         take_body_bytes(plane, slot, raw_bytes)
