@@ -141,7 +141,7 @@ def send_all(client: socket.socket, data: bytes) -> threading.Thread:
     return thread
 
 
-@pytest.mark.parametrize("size", [0, 1, 4095, 4096, 4097, 1_000_000])
+@pytest.mark.parametrize("size", [1, 4095, 4096, 4097, 1_000_000])
 def test_a_body_of_a_known_length(planes: Planes, size: int) -> None:
     body = os.urandom(size)
     with planes.upload(size) as client:
@@ -150,6 +150,13 @@ def test_a_body_of_a_known_length(planes: Planes, size: int) -> None:
         sender.join()
     assert answer.startswith(HEAD)
     assert unchunked(answer.removeprefix(HEAD)) == body
+    assert planes.ended(1) == [st.COMPLETE]
+
+
+def test_an_empty_body_is_complete(planes: Planes) -> None:
+    with planes.upload(0) as client:
+        answer = everything(client)
+    assert unchunked(answer.removeprefix(HEAD)) == b""
     assert planes.ended(1) == [st.COMPLETE]
 
 
