@@ -201,8 +201,9 @@ def handle_poll_client(plane: Any, slot: int, result: int) -> None:
         return
     if result & POLLIN:
         stream.flags |= m.FLAG_INPUT_SEEN
-    body_arrives = stream.body_state > NONE and stream.body_state < DONE
-    may_half_close = stream.flags & m.KEEP_HALF_OPEN or body_arrives
+    # A FIN before an upload's end cuts the upload; its client may still wait for the answer that says so.
+    body_is_cut = stream.body_state != NONE and stream.body_state != DONE
+    may_half_close = stream.flags & m.KEEP_HALF_OPEN or body_is_cut
     if result & (POLLERR | POLLHUP) or (result & POLLRDHUP and not may_half_close):
         begin_closing(plane, slot, st.CLIENT_GONE)
     elif result & POLLRDHUP:
