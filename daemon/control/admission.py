@@ -211,32 +211,38 @@ class Admission:
             self._check_user(user)
             stream.user = user
         request = Request(fields, data)
-        paced = self._open_backend(route, request) if route.in_plane else None
-        if paced is None or not self._open_paced(stream, paced):
+        if not (route.in_plane and self._open_in_plane(stream, route, request)):
             self._open_pushed(stream, route, request)
 
-    def _open_backend(self, route: Route, request: Request) -> Paced | None:
-        """Ask the backend for a stream that the plane can make; it is its own code that runs here."""
+    def _open_in_plane(self, stream: Stream, route: Route, request: Request) -> bool:
+        """Ask the backend for a stream that the plane can make. False when a thread has to make it.
+
+        It is the backend's own code that runs here, and what it returned may be anything: numbers that a client chose
+        and no record holds, or no Paced at all. None of that may reach the event loop, where it would end the process.
+        """
         try:
-            return route.backend.open(request)
+            paced = route.backend.open(request)
+            command = None if paced is None else self._paced_command(stream, paced)
+        except Refusal:
+            raise
         except BackendError as error:
             raise Refusal(error.status, "backend_error", error.message) from None
-        except Exception:
+        except BaseException:
             logger.exception("backend failed", extra={"backend": route.name})
             raise Refusal(500, "backend_error", "the backend failed") from None
-
-    def _open_paced(self, stream: Stream, paced: Paced) -> bool:
-        """False when a thread has to make it, because it does not fit in a command."""
-        script = self._scripts.number(paced.script)
-        if script is None:
-            logger.error("backend opened a script that its scripts() does not list", extra={"backend": stream.backend})
-            raise Refusal(500, "backend_error", "the backend failed")
-        command = self._opener.paced(stream.slot, stream.generation, script, paced, stream.head)
         if command is None:
             return False
         self._writer.add(command)
         self._started(stream)
         return True
+
+    def _paced_command(self, stream: Stream, paced: Paced) -> bytes | None:
+        """None when the stream does not fit in a command."""
+        script = self._scripts.number(paced.script)
+        if script is None:
+            logger.error("backend opened a script that its scripts() does not list", extra={"backend": stream.backend})
+            raise Refusal(500, "backend_error", "the backend failed")
+        return self._opener.paced(stream.slot, stream.generation, script, paced, stream.head)
 
     def _open_pushed(self, stream: Stream, route: Route, request: Request, adoption: Adoption | None = None) -> None:
         if not self._pool.reserve():

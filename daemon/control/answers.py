@@ -78,13 +78,18 @@ def streaming_head(extra: bytes) -> bytes:
     return STANDARD_HEAD[:-2] + extra + b"\r\n"
 
 
+def _sayable(detail: str, characters_max: int) -> str:
+    """The beginning of a text, as UTF-8 can say it: a backend's message may hold a lone surrogate."""
+    return detail[:characters_max].encode(errors="replace").decode()
+
+
 def _envelope(status: int, detail: str, code: str) -> dict[str, Any]:
     return {"error": {"message": detail, "type": error_type(status), "param": None, "code": code}}
 
 
 def problem(status: int, code: str, detail: str, style: Format = "content", retry_after_s: int = 0) -> bytes:
     """A whole response that refuses: the status, why, and when to come back where that is known."""
-    detail = detail[:DETAIL_CHARACTERS_MAX]
+    detail = _sayable(detail, DETAIL_CHARACTERS_MAX)
     if style == "openai":
         kind = b"application/json"
         body = msgspec.json.encode(_envelope(status, detail, code))
@@ -102,7 +107,7 @@ def problem(status: int, code: str, detail: str, style: Format = "content", retr
 
 def error_event(status: int, code: str, detail: str) -> bytes:
     """The event that ends a stream which cannot go on: clients of OpenAI's API raise it."""
-    body = msgspec.json.encode(_envelope(status, detail[:EVENT_CHARACTERS_MAX], code))
+    body = msgspec.json.encode(_envelope(status, _sayable(detail, EVENT_CHARACTERS_MAX), code))
     return b"event: error\ndata: " + body + b"\n\n"
 
 

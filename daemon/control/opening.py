@@ -61,6 +61,9 @@ class Opener:
 
     def _paced_tail(self, key: tuple[int, int, int, int]) -> bytes:
         script, count, interval_ps, latency_ms = key
+        if count < 0 or interval_ps < 0:
+            message = f"{count} messages, {interval_ps} ps apart: a paced stream has neither below 0"
+            raise ValueError(message)
         if len(self._paced_tails) >= _TAILS_MAX:
             self._paced_tails.clear()
         common = self._tail(

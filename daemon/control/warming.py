@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from daemon.control.descriptor import Scratch
 from daemon.control.exits import EXIT_CLEAN, StartError
+from daemon.control.residence import let_go_of_compiler
 from daemon.loop import warm_cache
 
 if TYPE_CHECKING:
@@ -53,6 +54,7 @@ async def load_or_compile(stop_requested: asyncio.Event) -> None:
             raise StartError("stopped while the data plane was compiled", EXIT_CLEAN)
     # If the other process failed, the attempt here says why.
     warm(lambda step, seconds: logger.debug("%s: loaded or compiled in %.2f s", step, seconds))
+    logger.debug("let go of %.0f MB of the compiler", let_go_of_compiler() / 1e6)
 
 
 def _is_cold(directory: Path) -> bool:

@@ -131,7 +131,8 @@ class Worker:
             self._fail(job, st.BACKEND_ERROR, error.status, error.message)
         except BodyTruncated as error:
             self._fail(job, st.BODY_TRUNCATED, 400, str(error) or "the upload ended before its end")
-        except Exception:  # the backend is the user's own code: nothing it raises may end the thread
+        # The backend is the user's own code: nothing it raises may end the thread, asyncio's CancelledError included.
+        except BaseException:
             # A stream that is over takes its backend's sockets with it: what they raise then is no news.
             level = logging.DEBUG if self._over() else logging.ERROR
             logger.log(level, "backend failed", exc_info=True, extra={"backend": job.name})
@@ -276,7 +277,7 @@ class Worker:
             return
         start = 0
         if head or head_flag:
-            start = room
+            start = max(room, 0)  # a small block has no room beside the longest head
             self._push_inline(job, data[:start], head, m.PARTIAL | head_flag)
         self._push_range(job, data, start, flags)
 
@@ -314,7 +315,8 @@ class Worker:
 
     def _finish(self, job: Job, end: bytes) -> None:
         """The true end."""
-        if len(end) > self._piece_bytes_max:
+        head_bytes = len(job.head or b"") if self._head_due else 0
+        if head_bytes + len(end) > self._piece_bytes_max:
             self._push(job, end)
             end = b""
         head, head_flag = self._take_head(job)

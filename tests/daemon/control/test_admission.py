@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import pytest
 
-from backends.interface import Fields, Request
-from backends.mock import MESSAGE_COUNT
+from backends.interface import Backend as Base
+from backends.interface import BackendError, Cancelled, Fields, Paced, Request
+from backends.mock import MESSAGE_COUNT, MESSAGES, Mock
 from backends.registry import Registry
 from config.settings import Backend, Limits, MockBackend, Performance, Server, Settings, Streaming, ThreadPool, Timeouts
 from daemon.control.admission import Admission
@@ -377,6 +378,62 @@ def test_a_reload_changes_what_comes_next(desk: Callable[..., Desk]) -> None:
     assert (command.interval_ps, command.stream_timeout_ms) == (7 * 10**9, 9)
     assert problem_of(one.hand_over({"user_id": 1}, slot=2))["status"] == 429
     one.end()
+    one.end(slot=1)
+
+
+# ------------------------------------------------------------------------------------------------------- backends' code
+
+
+class OwnError(BackendError):
+    """As users write them: without a call of the base's constructor."""
+
+    def __init__(self) -> None:
+        pass
+
+
+def raising(error: BaseException) -> Callable[[Base, Request], Paced]:
+    def fail(_backend: Base, _request: Request) -> Paced:
+        raise error
+
+    return fail
+
+
+def returning(value: object) -> Callable[[Base, Request], object]:
+    return lambda _backend, _request: value
+
+
+@pytest.mark.parametrize(
+    ("opens", "status"),
+    [
+        (raising(ValueError("a secret")), 500),
+        (raising(SystemExit(3)), 500),
+        (raising(asyncio.CancelledError()), 500),
+        (raising(Cancelled()), 500),
+        (raising(BackendError(502, ValueError("not a text"))), 502),  # type: ignore[arg-type]
+        (raising(BackendError(404, "no model \ud800")), 404),
+        (raising(OwnError()), 500),
+        (returning("no paced stream"), 500),
+        (returning((MESSAGES, 1)), 500),
+        (returning(Paced(MESSAGES, 1 << 63)), 500),
+        (returning(Paced(MESSAGES, -1)), 500),
+        (returning(Paced(MESSAGES, 1, -1)), 500),
+        (returning(Paced(MESSAGES, 1, 0, 1 << 32)), 500),
+        (returning(Paced(MESSAGES, 1, 0, -1)), 500),
+        (returning(Paced(MESSAGES, 1, 0.5)), 500),  # type: ignore[arg-type]
+        (returning(Paced(MESSAGES, 1, text="no bytes")), 500),  # type: ignore[arg-type]
+        (returning(Paced(MESSAGES, [])), 500),  # type: ignore[arg-type]
+    ],
+)
+def test_whatever_a_backend_does_is_an_answer(
+    desk: Callable[..., Desk], monkeypatch: pytest.MonkeyPatch, opens: Callable[[Base, Request], object], status: int
+) -> None:
+    monkeypatch.setattr(Mock, "open", opens)
+    one = desk()
+    problem = problem_of(one.hand_over(b"{}"))
+    assert (problem["status"], problem["code"]) == (status, "backend_error")
+    assert "secret" not in problem["detail"]
+    monkeypatch.undo()
+    assert one.hand_over(b"{}", slot=1).source == m.SOURCE_PACED
     one.end(slot=1)
 
 

@@ -96,7 +96,7 @@ def test_a_raw_stream_has_no_events() -> None:
     assert ending.head_bytes == len(ending.payload)
 
 
-@pytest.mark.parametrize("character", ["x", "\U0001f600", "\x01", '"'])
+@pytest.mark.parametrize("character", ["x", "\U0001f600", "\x01", '"', "\ud800"])
 def test_however_long_the_detail_everything_fits(character: str) -> None:
     detail = character * 100_000
     assert len(problem(400, "unknown_backend", detail)) <= PAYLOAD_BYTES_MAX
