@@ -30,12 +30,16 @@ class BackendError(Exception):
     Its message goes to the client, so it must hold no secret. Any other exception is a 500 that says nothing.
     """
 
+    # Of a subclass that does not call this constructor.
+    status = 500
+    message = "the backend failed"
+
     def __init__(self, status: int, message: str) -> None:
         """`status` is 400 to 599; 502 and 504 are what a failing upstream usually means."""
         assert 400 <= status <= 599, f"{status} is no error"
         super().__init__(message)
         self.status = status
-        self.message = message
+        self.message = str(message)  # an exception is often given in place of its text
 
 
 class BodyTruncated(Exception):  # noqa: N818  (the condition has this name everywhere in the project)
