@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import ctypes
 import logging
@@ -255,11 +256,16 @@ def test_a_backend_that_knows_what_is_wrong_may_say_it(house: House) -> None:
 
 
 def test_the_thread_survives_every_failure(house: House) -> None:
-    def fails(_request: Request) -> Iterator[str | bytes]:
-        raise RecursionError
+    errors = (RecursionError(), SystemExit(), asyncio.CancelledError(), BackendError(502, ValueError("no text")))  # type: ignore[arg-type]
 
-    for _ in range(3):
-        house.settled(house.run(fails))
+    def fails(request: Request) -> Iterator[str | bytes]:
+        raise errors[int(request.prompt)]
+
+    for number in range(len(errors)):
+        house.settled(house.run(fails, request=Request(Fields(prompt=str(number)))))
+        house.started()
+        stop = house.channels.next_command()
+        assert (stop.kind, stop.reason) == (m.STOP, st.BACKEND_ERROR)
     house.run(lambda _request: iter(["fine"]))
     assert house.pool.thread_count == 1
 
