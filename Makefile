@@ -72,8 +72,8 @@ debug: $(VENV)/.run warm ## Run the daemon in the foreground, in development mod
 		--log-level debug --log-format text
 
 .PHONY: docs
-docs: $(VENV)/.run ## Write again what is generated from the code: the settings table, the example file, the diagrams
-	@exec $(IN_VENV) -m scripts.generate_docs
+docs: $(VENV)/.run ## Write again what is generated from the code: docs/settings.md and the example file
+	@exec $(IN_VENV) -m scripts.generate_reference
 
 .PHONY: warm
 warm: $(VENV)/.run
