@@ -9,6 +9,7 @@ client is a socket pair: one end goes to the daemon, the other is read and print
 from __future__ import annotations
 
 import argparse
+import errno
 import json
 import os
 import socket
@@ -24,6 +25,12 @@ SOCKET_DEFAULT = Path("run/streaming-daemon.sock")
 READ_BYTES_MAX = 65_536
 DONE_LINE = "data: [DONE]"
 DIM, PLAIN = "\x1b[2m", "\x1b[0m"
+ADVICE = {
+    errno.ENOENT: "no daemon has been started there, or it has ended: `make run` starts one",
+    errno.ECONNREFUSED: "the daemon there has ended",
+    errno.EACCES: "the socket's owner and mode say who may",
+    errno.EPROTOTYPE: "the daemon speaks the other socket type: try the other --socket-type",
+}
 SOCKET_TYPES = {"seqpacket": socket.SOCK_SEQPACKET, "stream": socket.SOCK_STREAM}
 
 
@@ -105,7 +112,7 @@ def _handoff_from(options: argparse.Namespace) -> Mapping[str, object]:
     if options.data is not None:
         handoff: object = json.loads(options.data)
         if not isinstance(handoff, dict):
-            raise ValueError("--data must be a JSON object")
+            raise ValueError("it is no object")
         return cast("dict[str, object]", handoff)
     handoff_fields: dict[str, object] = {"user_id": options.user_id, "prompt": options.prompt}
     if options.backend is not None:
@@ -118,12 +125,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parse(arguments)
     try:
         client = hand_over(options.socket, _handoff_from(options), SOCKET_TYPES[options.socket_type])
-    except (OSError, ValueError) as error:
-        print(f"cannot hand over to {options.socket}: {error}", file=sys.stderr)
+    except ValueError as error:
+        print(f"--data must be a JSON object: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        advice = f" ({ADVICE[error.errno]})" if error.errno in ADVICE else ""
+        print(f"cannot hand over to {options.socket}: {error.strerror or error}{advice}", file=sys.stderr)
         return 2
     try:
         with client:
             return 0 if show_stream(client, sys.stdout) else 1
+    except BrokenPipeError:
+        # Whoever read the output has gone, as `head` does. Nothing may be left for the interpreter to flush at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except ConnectionError as error:
         print(f"the stream was cut: {error}", file=sys.stderr)
         return 1

@@ -79,9 +79,19 @@ def test_a_done_in_the_head_is_no_end() -> None:
 
 def test_nobody_there_is_said_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert handoff.main(["--socket", str(tmp_path / "none.sock"), "Hello"]) == 2
-    assert "cannot hand over" in capsys.readouterr().err
+    assert "cannot hand over" in (said := capsys.readouterr().err)
+    assert "make run" in said
+
+
+def test_the_other_socket_type_is_named_as_the_cause(
+    listener: socket.socket, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with listener:
+        assert handoff.main(["--socket", str(tmp_path / "daemon.sock"), "--socket-type", "stream"]) == 2
+    assert "--socket-type" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("data", ["[1]", "{", '"text"'])
-def test_data_that_is_no_object_is_refused(data: str, tmp_path: Path) -> None:
+def test_data_that_is_no_object_is_refused(data: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert handoff.main(["--socket", str(tmp_path / "none.sock"), "--data", data]) == 2
+    assert "--data must be a JSON object" in capsys.readouterr().err
