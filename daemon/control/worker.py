@@ -277,7 +277,7 @@ class Worker:
             return
         start = 0
         if head or head_flag:
-            start = room
+            start = max(room, 0)  # a small block has no room beside the longest head
             self._push_inline(job, data[:start], head, m.PARTIAL | head_flag)
         self._push_range(job, data, start, flags)
 
@@ -315,7 +315,8 @@ class Worker:
 
     def _finish(self, job: Job, end: bytes) -> None:
         """The true end."""
-        if len(end) > self._piece_bytes_max:
+        head_bytes = len(job.head or b"") if self._head_due else 0
+        if end and head_bytes + len(end) > self._piece_bytes_max:
             self._push(job, end)
             end = b""
         head, head_flag = self._take_head(job)

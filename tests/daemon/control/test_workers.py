@@ -42,7 +42,7 @@ class Given(Backend):
 class House:
     """A pool and the plane's ends of its channels."""
 
-    def __init__(self, threads: int = 1, queue_count_max: int = 100) -> None:
+    def __init__(self, threads: int = 1, queue_count_max: int = 100, block_bytes: int = BLOCK_BYTES) -> None:
         self.channels = Channels()
         pipes = [os.pipe2(os.O_NONBLOCK) for _ in range(threads)]
         self.read_fds = [pipe[0] for pipe in pipes]
@@ -51,7 +51,7 @@ class House:
             self.read_fds,
             self.channels.command_fd,
             queue_count_max=queue_count_max,
-            output_block_bytes=BLOCK_BYTES,
+            output_block_bytes=block_bytes,
             credit_bytes=1 << 18,
         )
         self._slot = 0
@@ -128,6 +128,29 @@ def test_a_head_of_its_own(house: House) -> None:
     first, second = house.channels.next_command(), house.channels.next_command()
     assert (first.head, first.rest, first.flags) == (b"HTTP/1.1 200 OK\r\n\r\n", b"x\n\n", 0)
     assert second.head_bytes == 0
+
+
+@pytest.mark.parametrize("size", [0, 1, 500, 5000])
+@pytest.mark.parametrize("end", [b"", b"data: [DONE]\n\n", bytes(2000)])
+@pytest.mark.parametrize("block_bytes", [8192, BLOCK_BYTES])
+def test_the_longest_head_fits_with_the_smallest_block(size: int, end: bytes, block_bytes: int) -> None:
+    house = House(block_bytes=block_bytes)
+    head, data = b"h" * 3072, bytes(range(250)) * 20
+    backend_end = Given.end
+    try:
+        Given.end = end
+        job = house.run(lambda _request: iter([data[:size]]), head=head)
+        house.started()
+        sent = b""
+        while (command := house.channels.next_command()).kind != m.FINISH:
+            is_range = command.kind == m.PUSH_RANGE
+            sent += ctypes.string_at(command.address, command.length) if is_range else command.payload
+        house.tell(job, m.STOPPED)
+        house.settled(job)
+    finally:
+        Given.end = backend_end
+        house.close()
+    assert sent + command.payload == head + data[:size] + end
 
 
 def test_pieces_that_end_inside_an_event_say_so(house: House) -> None:
