@@ -28,12 +28,15 @@ PEER_UNKNOWN = 2  # the peer's credentials were wanted and cannot be had
 WANT_CREDENTIALS = 1
 CLEAR_NONBLOCKING = 2  # io_uring waits for a blocking socket by itself, and fails where it would wait for another
 
-_SCRATCH = record("value:i4 size:i4 one:i4 pid:i4 uid:i4 gid:i4", 24)  # the last three are a struct ucred
+# pid, uid and gid are a struct ucred; the last two, which stay 0, a struct linger.
+_SCRATCH = record("value:i4 size:i4 one:i4 pid:i4 uid:i4 gid:i4 linger:i4 linger_s:i4", 32)
 _ONE_OFFSET, _CREDENTIALS_OFFSET, _CREDENTIALS_BYTES = 8, 12, 12
+_ONE_BYTES, _LINGER_OFFSET, _LINGER_BYTES = 4, 24, 8
 _SIZE_OFFSET = 4
 _scratch_at = record_accessor(_SCRATCH)
 
 _SOL_SOCKET, _SO_TYPE, _SO_PEERCRED = int(socket.SOL_SOCKET), int(socket.SO_TYPE), int(socket.SO_PEERCRED)
+_SO_LINGER = int(socket.SO_LINGER)
 _SOCK_STREAM = int(socket.SOCK_STREAM)
 _IPPROTO_TCP, _TCP_NODELAY = int(socket.IPPROTO_TCP), int(socket.TCP_NODELAY)
 _F_GETFL, _F_SETFL, _O_NONBLOCK = int(fcntl.F_GETFL), int(fcntl.F_SETFL), int(os.O_NONBLOCK)
@@ -57,14 +60,14 @@ def _get_option_compiled(fd: Any, level: Any, option: Any, address: Any, size_ad
     return call
 
 
-def _set_option(fd: int, level: int, option: int, address: int) -> int:
-    return int(_libc.setsockopt(fd, level, option, ctypes.c_void_p(address), 4))
+def _set_option(fd: int, level: int, option: int, address: int, size: int) -> int:
+    return int(_libc.setsockopt(fd, level, option, ctypes.c_void_p(address), size))
 
 
 @overload(_set_option)
-def _set_option_compiled(fd: Any, level: Any, option: Any, address: Any) -> Any:
-    def call(fd: Any, level: Any, option: Any, address: Any) -> Any:
-        return _c_setsockopt(fd, level, option, address, 4)
+def _set_option_compiled(fd: Any, level: Any, option: Any, address: Any, size: Any) -> Any:
+    def call(fd: Any, level: Any, option: Any, address: Any, size: Any) -> Any:
+        return _c_setsockopt(fd, level, option, address, size)
 
     return call
 
@@ -86,12 +89,15 @@ def inspect(client_fd: int, peer_fd: int, wanted: int, address: int) -> int:
     """Check and prepare a descriptor; `address` is that of a `Scratch`. STREAM_SOCKET or what is wrong."""
     scratch = _scratch_at(address)
     # Only TCP takes TCP_NODELAY: where it does, this is a stream socket, too. Anything else is asked what it is.
-    if _set_option(client_fd, _IPPROTO_TCP, _TCP_NODELAY, address + _ONE_OFFSET) != 0:
+    if _set_option(client_fd, _IPPROTO_TCP, _TCP_NODELAY, address + _ONE_OFFSET, _ONE_BYTES) != 0:
         scratch.size = 4
         if _get_option(client_fd, _SOL_SOCKET, _SO_TYPE, address, address + _SIZE_OFFSET) != 0:
             return NOT_A_STREAM_SOCKET
         if scratch.value != _SOCK_STREAM:
             return NOT_A_STREAM_SOCKET
+    # Whoever handed the socket over may have asked for it: then a close would wait, and every stream with it, until
+    # the client has read what was sent, or it would send a reset.
+    _set_option(client_fd, _SOL_SOCKET, _SO_LINGER, address + _LINGER_OFFSET, _LINGER_BYTES)
     if wanted & CLEAR_NONBLOCKING:
         flags = _file_control(client_fd, _F_GETFL, 0)
         if flags >= 0 and flags & _O_NONBLOCK:

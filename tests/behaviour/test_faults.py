@@ -49,6 +49,23 @@ def test_a_client_that_never_reads_is_cut_and_memory_stays_bounded(start: Callab
         client.close()
 
 
+def test_no_close_waits_for_a_client_that_does_not_read(start: Callable[..., Daemon]) -> None:
+    daemon = start(UNPACED + "[timeouts]\nwrite_timeout_ms = 300\n")
+    server, client = tcp_pair()
+    # What a handoff's sender has asked for: that a close waits until everything has been read.
+    server.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 5))
+    daemon.hand_over(b"{}", [server.fileno()])
+    server.close()
+    ends_s = time.monotonic() + 2
+    while time.monotonic() < ends_s:
+        began_s = time.monotonic()
+        assert daemon.ask({"max_tokens": 1}).body.endswith(DONE)
+        assert time.monotonic() - began_s < 1, "another client's close holds up everybody"
+        time.sleep(0.02)
+    daemon.wait_for_metric(ended("write_timeout"), 1)
+    client.close()
+
+
 def test_slow_readers_do_not_slow_the_others(start: Callable[..., Daemon]) -> None:
     daemon = start("[backend.mock]\ntokens = 200\ntokens_per_second = 200\n")
     slow = [daemon.open({"prompt": "x", "max_tokens": 100_000_000}) for _ in range(5)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import struct
 from typing import TYPE_CHECKING
 
 import pytest
@@ -37,6 +38,14 @@ def test_tcp_gets_nodelay(scratch: Scratch) -> None:
             assert tcp.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) == 0
             assert look(scratch, tcp.fileno()) == STREAM_SOCKET
             assert tcp.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) != 0
+
+
+@pytest.mark.parametrize("seconds", [0, 60])
+def test_a_close_neither_waits_nor_resets(scratch: Scratch, seconds: int) -> None:
+    with socket.socket() as tcp:
+        tcp.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, seconds))
+        assert look(scratch, tcp.fileno()) == STREAM_SOCKET
+        assert tcp.getsockopt(socket.SOL_SOCKET, socket.SO_LINGER, 8)[:4] == bytes(4)
 
 
 def test_a_unix_stream_socket_is_good_without_it(scratch: Scratch) -> None:
