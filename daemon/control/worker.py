@@ -51,8 +51,8 @@ class Worker:
         self._block_bytes = output_block_bytes
         self._credit_bytes = credit_bytes
         self._piece_bytes_max = Credit.piece_bytes_max(output_block_bytes)
+        self._epoll = select.epoll()  # first, because it closes itself should there be no descriptor for the other
         self._wake_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-        self._epoll = select.epoll()
         self._epoll.register(event_fd, select.EPOLLIN)
         self._epoll.register(self._wake_fd, select.EPOLLIN)
         self._room = select.poll()
@@ -128,6 +128,7 @@ class Worker:
         except Cancelled:
             logger.debug("stream over before its backend's end", extra={"backend": job.name})
         except BackendError as error:
+            logger.warning("backend failed with status %d", error.status, extra={"backend": job.name})
             self._fail(job, st.BACKEND_ERROR, error.status, error.message)
         except BodyTruncated as error:
             self._fail(job, st.BODY_TRUNCATED, 400, str(error) or "the upload ended before its end")
@@ -151,7 +152,7 @@ class Worker:
         try:
             for chunk in source:
                 self._glance()
-                data = content_event(chunk) if isinstance(chunk, str) else bytes(chunk)
+                data = _piece(chunk)
                 if data:
                     self._push(job, data)
             self._glance()
@@ -355,3 +356,13 @@ class Worker:
     def _return_body(self, slot: int, generation: int) -> None:
         with contextlib.suppress(Cancelled):
             self._write(pack(kind=m.BODY_RETURN, slot=slot, generation=generation), dropped_when_over=False)
+
+
+def _piece(chunk: object) -> bytes:
+    """What a backend yielded, as bytes. bytes(42) would be 42 zeros: only what is bytes already is taken as such."""
+    if isinstance(chunk, str):
+        return content_event(chunk)
+    if isinstance(chunk, bytes | bytearray | memoryview):
+        return bytes(chunk)
+    message = f"chunks() yielded {type(chunk).__name__}: a piece is str or bytes"
+    raise TypeError(message)

@@ -6,17 +6,21 @@ they are first needed. A job's fields are written by one side each, and the lock
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections import OrderedDict
 from typing import TYPE_CHECKING
 
+from daemon.control.rare_log import RareLog
 from daemon.control.worker import Worker
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from backends.interface import Backend, Format, Request
+
+logger = logging.getLogger(__name__)
 
 
 class Job:
@@ -84,6 +88,7 @@ class WorkerPool:
         self._idle: list[Worker] = []
         self._workers: list[Worker] = []
         self.stopping = False
+        self._rare = RareLog(logger)
 
     @property
     def queued_count(self) -> int:
@@ -171,8 +176,18 @@ class WorkerPool:
         return ended
 
     def _start_worker(self) -> None:
+        """One more thread. Where it cannot be had the queue is left to those there are, and to the next attempt."""
         channel = len(self._workers) + 1
         event_fd = self._event_fds[channel - 1]
-        worker = Worker(self, channel, event_fd, self._command_fd, self._output_block_bytes, self._credit_bytes)
+        try:
+            worker = Worker(self, channel, event_fd, self._command_fd, self._output_block_bytes, self._credit_bytes)
+        except OSError as error:
+            self._rare.warn(f"no descriptors for another worker, streams wait in the queue: {error}", "no_worker")
+            return
+        try:
+            worker.thread.start()
+        except RuntimeError as error:
+            worker.close()
+            self._rare.warn(f"no other worker thread, streams wait in the queue: {error}", "no_worker")
+            return
         self._workers.append(worker)
-        worker.thread.start()

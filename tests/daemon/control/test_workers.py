@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ctypes
+import errno
 import logging
 import os
 import select
@@ -290,6 +291,32 @@ def test_the_thread_survives_every_failure(house: House) -> None:
         stop = house.channels.next_command()
         assert (stop.kind, stop.reason) == (m.STOP, st.BACKEND_ERROR)
     house.run(lambda _request: iter(["fine"]))
+    assert house.pool.thread_count == 1
+
+
+@pytest.mark.parametrize(
+    ("module", "name", "error"),
+    [
+        (os, "eventfd", OSError(errno.EMFILE, "Too many open files")),
+        (select, "epoll", OSError(errno.EMFILE, "Too many open files")),
+        (threading.Thread, "start", RuntimeError("can't start new thread")),
+    ],
+)
+def test_a_worker_that_cannot_be_started_leaves_its_stream_in_the_queue(
+    house: House, module: object, name: str, error: Exception
+) -> None:
+    def fails(*_arguments: object) -> None:
+        raise type(error)(*error.args)  # a new one: its traceback keeps what was made until then
+
+    descriptors = len(os.listdir("/proc/self/fd"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, name, fails)
+        first = house.run(lambda _request: iter(["one"]))
+    assert (house.pool.queued_count, house.pool.thread_count) == (1, 0)
+    assert len(os.listdir("/proc/self/fd")) == descriptors
+    second = house.run(lambda _request: iter(["two"]))
+    house.settled(first)
+    house.settled(second)
     assert house.pool.thread_count == 1
 
 
