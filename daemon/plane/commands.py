@@ -130,6 +130,7 @@ def _open_source(plane: Any, slot: int, offset: int) -> None:
         if int(command.payload_bytes) > int(command.text_bytes) + int(command.head_bytes):
             # The opening is the first message, so the script's own begin one interval after it.
             stream.message_count = 1
+            count(plane, MESSAGES_SENT, 1)
             stream.pace_start_ns += (int(command.interval_ps) + 999) // 1000
         return
     stream.state = st.LLM_QUEUED

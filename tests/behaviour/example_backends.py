@@ -50,6 +50,14 @@ class Many(Backend):
             yield f"piece {number}"
 
 
+class Wrong(Backend):
+    """Yields what is neither text nor bytes."""
+
+    def chunks(self, request: Request) -> Iterator[str | bytes]:
+        del request
+        yield 42  # type: ignore[misc]  # pyright: ignore[reportReturnType]
+
+
 class Silent(Backend):
     """A long silence in the middle."""
 

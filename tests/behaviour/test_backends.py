@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 BACKENDS = "".join(
     f'[backend.{name.lower()}]\nclass = "example_backends:{name}"\n'
-    for name in ("Raises", "Hangs", "Large", "Many", "Silent")
+    for name in ("Raises", "Hangs", "Large", "Many", "Silent", "Wrong")
 )
 
 
@@ -58,6 +58,12 @@ def test_an_exception_after_the_first_byte_is_an_error_event(start: Callable[...
     error_of(answer.body)
     assert b"secret" not in answer.raw
     daemon.wait_for_metric(ended("backend_error"), 1)
+
+
+def test_a_piece_that_is_neither_text_nor_bytes_is_an_error(start: Callable[..., Daemon]) -> None:
+    daemon = start(BACKENDS)
+    assert daemon.ask({"backend": "wrong"}).status == 500
+    assert "yielded int" in daemon.log
 
 
 def test_a_backend_that_never_speaks_gets_a_504(start: Callable[..., Daemon]) -> None:

@@ -38,6 +38,12 @@ def test_a_stream_arrives_whole(daemon: Daemon, tcp: bool) -> None:
     assert answer.contents[12:17] == [f"This is message {n} of 18." for n in range(13, 18)]
 
 
+def test_every_message_is_counted(daemon: Daemon) -> None:
+    before = daemon.metric("streaming_daemon_messages_total")
+    assert_whole(daemon.ask())
+    daemon.wait_for_metric("streaming_daemon_messages_total", before + MESSAGES)
+
+
 def test_messages_are_paced(daemon: Daemon) -> None:
     with daemon.open() as client:
         began = time.monotonic()
