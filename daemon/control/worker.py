@@ -15,7 +15,7 @@ import signal
 import threading
 import time
 from collections import deque
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from backends.interface import BackendError, BodyTruncated, Cancelled, paced_chunks
 from backends.sse import content_event
@@ -362,7 +362,9 @@ def _piece(chunk: object) -> bytes:
     """What a backend yielded, as bytes. bytes(42) would be 42 zeros: only what is bytes already is taken as such."""
     if isinstance(chunk, str):
         return content_event(chunk)
-    if isinstance(chunk, bytes | bytearray | memoryview):
-        return bytes(chunk)
+    if isinstance(chunk, bytes):
+        return chunk
+    if isinstance(chunk, bytearray | memoryview):
+        return bytes(cast("bytearray", chunk))
     message = f"chunks() yielded {type(chunk).__name__}: a piece is str or bytes"
     raise TypeError(message)
