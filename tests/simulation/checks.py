@@ -295,8 +295,10 @@ class StreamCheck:
         left_ns = self.socket.left_at_ns
         if left_ns < 0 or self.ended is not None or not self.opened or self.first_finish_ns >= 0:
             return
-        if (self.has_body or self.keep_half_open) and not self.socket.was_reset:
-            return
+        if self.has_body or self.keep_half_open:
+            if not self.socket.was_reset:
+                return
+            left_ns = self.socket.reset_at_ns  # its FIN said nothing
         slot, generation = self.key
         stream = self.kernel.plane.streams[slot]
         open_still = stream.generation == generation and st.PARSING < stream.state < st.CLOSING

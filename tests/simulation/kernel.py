@@ -322,7 +322,12 @@ class SimulatedKernel:
         socket.incoming.clear()
         if socket.left_at_ns < 0:
             socket.left_at_ns = self.active_ns
+        self._note_reset(socket)
         self.wake(socket)
+
+    def _note_reset(self, socket: ClientSocket) -> None:
+        if socket.reset_at_ns < 0:
+            socket.reset_at_ns = self.active_ns
 
     def _try(self, operation: Operation) -> bool:
         """Do an operation now; False when it has to wait."""
@@ -383,6 +388,7 @@ class SimulatedKernel:
         else:
             self._finish(operation, result)
         if socket.was_reset:
+            self._note_reset(socket)
             self.wake(socket)
         return True
 

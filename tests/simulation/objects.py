@@ -53,6 +53,7 @@ class ClientSocket(Thing):
         self.was_reset = False
         self.shut = False
         self.left_at_ns = -1  # of the active clock: since when it is visible that the client has left
+        self.reset_at_ns = -1  # of the active clock: a client that may close its half is seen to have left only then
         self.fault_injected = False  # an error was made up for it
         self.on_taken: Callable[[bytes], None] | None = None
         self.belongs_to_control = False
