@@ -53,7 +53,7 @@ SOL_SOCKET = 1
 @inlined
 def add_stray(plane: Any, fd: int) -> None:
     """Close a descriptor that belongs to no slot, when a submission is free."""
-    assert plane.stray_count < WAITING_MAX
+    assert plane.stray_count <= plane.stray_mask
     stray_of(plane, plane.stray_first + plane.stray_count).fd = fd
     plane.stray_count += 1
 

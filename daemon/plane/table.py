@@ -23,7 +23,7 @@ RANGES_MAX = 3  # ranges by address per stream that are not yet given back
 RANGE_ENTRIES = 4  # a power of two above RANGES_MAX
 CHANNEL_COUNT_MAX = 80
 ANCILLARY_BYTES = 64  # room for several descriptors, so that extra ones are seen and closed
-WAITING_MAX = 4096  # accepted peers, adopted sockets and strays that wait for a slot or for a submission
+WAITING_MAX = 4096  # accepted peers and adopted sockets that wait for a slot
 COMMAND_BUFFER_BYTES = 64 * 1024
 DISCARD_BYTES = 16 * 1024
 BUCKET_COUNT = 8192
@@ -89,7 +89,7 @@ GLOBALS = record(
     # the listener and the command pipe
     "listener_fd:i4 accept_in_flight:i4 accept_cancelling:i4 draining:i4 command_fd:i4 command_in_flight:i4 "
     "command_bytes:i4 command_blocked:i4 global_events:i4 accept_paused:i4 accept_error:i4 accept_is_due:i4 "
-    "accept_retry_ns:i8 pong_cookie:i8 "
+    "accept_retry_ns:i8 pong_cookie:i8 stray_mask:i8 "
     # limits
     "handoff_bytes_max:i8 handoff_timeout_ns:i8 handoff_stream:i8 block_bytes:i8 body_buffer_bytes:i8 "
     "zero_copy_bytes_min:i8 linger_bytes_max:i8 head_bytes:i8 handoff_stride:i8 streams_bytes:i8 "
@@ -144,7 +144,7 @@ class Plane(NamedTuple):
     vectors: Any  # VECTOR[handoff_buffer_count]
     ancillary: Any  # ANCILLARY[handoff_buffer_count]
     parked: Any  # WAITING[WAITING_MAX]: accepted peers without a slot
-    strays: Any  # WAITING[WAITING_MAX]: descriptors to be closed
+    strays: Any  # DESCRIPTOR[_stray_count_max(...)]: descriptors to be closed
     adopted: Any  # WAITING[WAITING_MAX]: sockets of this process without a slot
     buckets: Any  # BUCKET[BUCKET_COUNT]: the timing wheel
     words: Any  # WORD[BUCKET_COUNT / 32]: which buckets are occupied
@@ -340,7 +340,7 @@ def parked_of(plane: Any, index: int) -> Any:
 
 @inlined
 def stray_of(plane: Any, index: int) -> Any:
-    return _waiting_at(plane.strays + (index & (WAITING_MAX - 1)) * 16)
+    return _descriptor_at(plane.strays + (index & plane.stray_mask) * 4)
 
 
 @inlined
@@ -424,7 +424,7 @@ def allocate(settings: Settings) -> Plane:
         vectors=np.zeros(handoffs, VECTOR),
         ancillary=np.zeros(handoffs, ANCILLARY),
         parked=np.zeros(WAITING_MAX, WAITING),
-        strays=np.zeros(WAITING_MAX, WAITING),
+        strays=lazy_records(DESCRIPTOR, _stray_count_max(size, handoffs)),
         adopted=np.zeros(WAITING_MAX, WAITING),
         buckets=np.full(BUCKET_COUNT, -1, np.int32).view(BUCKET),
         words=np.zeros(BUCKET_COUNT // 32, WORD),
@@ -446,6 +446,16 @@ def allocate(settings: Settings) -> Plane:
     )
     _set_globals(plane, settings, slot_count, stride)
     return plane
+
+
+def _stray_count_max(submission_entries: int, handoff_buffer_count: int) -> int:
+    """A power of two that holds whatever peers bring at once: descriptors to be closed come faster than closes go out.
+
+    Each message being looked at can bring descriptors nobody wants, and has a peer. A flood of peers that find neither
+    a slot nor a place to wait fills the completion queue at most twice before accepting has ended.
+    """
+    of_one_message = (ANCILLARY_BYTES - 16) // 4
+    return 1 << (2 * 4 * submission_entries + of_one_message * handoff_buffer_count).bit_length()
 
 
 def _free_list(number: int) -> Any:
@@ -478,6 +488,7 @@ def _set_globals(plane: Plane, settings: Settings, slot_count: int, stride: int)
     shared.linger_bytes_max = settings.streaming.linger_bytes_max
     shared.streams_bytes = slot_count * STREAM_BYTES
     shared.handoff_stride = stride
+    shared.stray_mask = len(plane.strays) - 1
     shared.submission_mask = len(plane.submissions) - 1
     shared.completion_mask = len(plane.completions) - 1
     for channel in plane.channels:

@@ -1,7 +1,8 @@
 """One turn of the data plane: completions and a time in, submissions out. Pure: no clock, no system call.
 
 The phases are numbered here and in docs/architecture.md, and stand in this order:
-1 completions, 2 timers, 3 waiting peers, 4 ready slots, 5 accepting, 6 events, 7 standing reads, 8 until when to sleep.
+1 completions, 2 timers, 3 waiting peers and strays, 4 ready slots, 5 accepting, 6 events, 7 standing reads, 8 until
+when to sleep.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ from daemon.plane.handoff import (
 from daemon.plane.lists import ready_pop, ready_push
 from daemon.plane.stream import handle_poll_client, handle_send, service_stream
 from daemon.plane.submissions import prepare_cancel, prepare_close, room
-from daemon.plane.table import WAITING_MAX, channel_of, completion_of, count, counter_of, stray_of, stream_of
+from daemon.plane.table import channel_of, completion_of, count, counter_of, stray_of, stream_of
 from daemon.plane.timers import timers_advance, timers_next_ns
 
 SUBMISSIONS_PER_SERVICE = 16  # more than any one service submits
@@ -55,11 +56,11 @@ def turn(plane: Any) -> int:
     timers_advance(plane)
     if plane.parked_count > 0 or plane.adopted_count > 0:
         unpark(plane)
+    starved = _close_strays(plane)  # before the ready slots: they can use up all submissions, turn after turn
     _service_ready(plane)
     _accepting(plane)  # before the events: what it has to say leaves in this turn, as nothing else may cause another
-    starved = flush_events(plane)
+    starved = flush_events(plane) or starved
     starved = poll_blocked_channels(plane) or starved
-    starved = _close_strays(plane) or starved
     arm_commands(plane)
     count(plane, SUBMISSIONS, plane.submission_pending - pending_before)
     busy = plane.ready_head >= 0 or starved or not plane.command_in_flight
@@ -148,12 +149,12 @@ def _complete_global(plane: Any, kind: int, number: int, result: int, flags: int
 
 @inlined
 def _close_strays(plane: Any) -> bool:
-    """Close descriptors that belong to no slot. True when submissions ran out."""
+    """Close descriptors that belong to no slot, leaving room for standing operations. True when some must wait."""
     while plane.stray_count > 0:
-        if room(plane) < 1:
+        if room(plane) <= SUBMISSIONS_PER_SERVICE:
             return True
         prepare_close(plane, stray_of(plane, plane.stray_first).fd, t.pack(t.CLOSE_STRAY, t.SLOT_NONE, 0))
-        plane.stray_first = (plane.stray_first + 1) & (WAITING_MAX - 1)
+        plane.stray_first = (plane.stray_first + 1) & plane.stray_mask
         plane.stray_count -= 1
         plane.stray_in_flight += 1
         count(plane, DESCRIPTORS_CLOSED, 1)
