@@ -39,14 +39,16 @@ def _shown(value: object) -> str:
 
 
 class TextFormatter(logging.Formatter):
-    """`time LEVEL logger: message key=value ...`; a traceback follows on lines of its own."""
+    """`time LEVEL logger: message key=value ...`; a traceback follows on lines of its own, indented."""
 
     def format(self, record: logging.LogRecord) -> str:
         """One line, whatever the message holds."""
         words = [record.getMessage(), *(f"{name}={_shown(value)}" for name, value in _extras(record))]
         line = f"{_timestamp(record)} {record.levelname} {record.name}: {' '.join(words).translate(_ESCAPES)}"
         if record.exc_info:
-            line += "\n" + self.formatException(record.exc_info)
+            # An exception may quote what a client sent: indented, it cannot pass for a line of ours.
+            traceback = self.formatException(record.exc_info).split("\n")
+            line += "".join(f"\n  {part.translate(_ESCAPES)}" for part in traceback)
         return line
 
 

@@ -64,6 +64,16 @@ def test_tracebacks_are_kept(capsys: pytest.CaptureFixture[str], log_format: str
         assert "test_logs.py" in json.loads(written)["traceback"]
 
 
+def test_an_exception_cannot_forge_a_line(capsys: pytest.CaptureFixture[str]) -> None:
+    logs.configure("info", "text")
+    error = ValueError("unknown model x\n2026-01-01T00:00:00.000Z INFO daemon: forged\r\x1b[2J")
+    logger.error("it failed", exc_info=error)
+    first, *others = capsys.readouterr().err.removesuffix("\n").split("\n")
+    assert "it failed" in first
+    assert all(line.startswith("  ") for line in others)
+    assert others[-1].endswith(r"INFO daemon: forged\r\x1b[2J")
+
+
 def test_the_level_can_change_and_lines_are_not_doubled(capsys: pytest.CaptureFixture[str]) -> None:
     logs.configure("error", "text")
     logger.info("unseen")
