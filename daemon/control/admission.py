@@ -25,7 +25,7 @@ from daemon.control.descriptor import (
     inspect,
 )
 from daemon.control.handoff import Refusal, decode, header_lines
-from daemon.control.limits import UserLimits, policy_of
+from daemon.control.limits import UserLimits, policy_of, remembered
 from daemon.control.opening import Opener
 from daemon.control.rare_log import RareLog
 from daemon.control.streams import Stream
@@ -206,8 +206,8 @@ class Admission:
         stream.style = route.backend.format
         if fields.response_headers:
             stream.head = self._head(fields.response_headers)
-        user = fields.user_id
-        if user is not None and self._users.active:
+        if fields.user_id is not None and self._users.active:
+            user = remembered(fields.user_id)
             self._check_user(user)
             stream.user = user
         request = Request(fields, data)

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
+from operator import itemgetter
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from config.settings import Settings
 
 USERS_MAX = 65_536  # users whose rate is remembered
+USER_CHARACTERS_MAX = 64  # of a user_id that is remembered as it is
+_USER_BITS_MAX = 64
 _WINDOW_S = 60.0
 
 
@@ -56,6 +60,19 @@ def policy_of(settings: Settings) -> Policy:
         handoff_timeout_ms=timeouts.handoff_timeout_ms,
         keep_alive_ms=settings.streaming.keep_alive_ms,
     )
+
+
+def remembered(user: int | str) -> int | str:
+    """What stands for a user in the counts: of a long user_id a digest, so that nobody fills memory with them."""
+    if isinstance(user, int):
+        if user.bit_length() <= _USER_BITS_MAX:
+            return user
+        text = hex(user)
+    elif len(user) <= USER_CHARACTERS_MAX:
+        return user
+    else:
+        text = user
+    return f"{type(user).__name__}:{hashlib.sha256(text.encode(errors='surrogatepass')).hexdigest()}"
 
 
 class UserLimits:
@@ -115,7 +132,10 @@ class UserLimits:
             del self._held[user]
 
     def _forget(self, now_s: float) -> None:
-        """Drop those whose minute is over; if none is, the one who may start again soonest."""
-        self._due_s = {user: due_s for user, due_s in self._due_s.items() if due_s > now_s}
-        if len(self._due_s) >= USERS_MAX:
-            del self._due_s[min(self._due_s, key=self._due_s.__getitem__)]
+        """Drop those whose minute is over, then those who may start again soonest, until an eighth is free.
+
+        It looks at every user, so it must not be needed for each new one.
+        """
+        live = sorted((item for item in self._due_s.items() if item[1] > now_s), key=itemgetter(1))
+        kept_max = USERS_MAX - max(1, USERS_MAX // 8)
+        self._due_s = dict(live[max(0, len(live) - kept_max) :])

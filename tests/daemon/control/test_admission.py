@@ -272,6 +272,18 @@ def test_streams_per_user_come_back_when_they_end(desk: Callable[..., Desk]) -> 
     assert one.hand_over({"user_id": "u"}, slot=4).source == m.SOURCE_PACED
 
 
+def test_a_long_user_id_is_counted_like_any_other(desk: Callable[..., Desk]) -> None:
+    one = desk(limits=Limits(streams_per_user=1))
+    user = "u" * 100_000
+    assert one.hand_over({"user_id": user}).source == m.SOURCE_PACED
+    assert problem_of(one.hand_over({"user_id": user}, slot=1))["status"] == 429
+    assert one.hand_over({"user_id": user + "v"}, slot=2).source == m.SOURCE_PACED
+    one.end()
+    assert one.hand_over({"user_id": user}, slot=3).source == m.SOURCE_PACED
+    one.end(slot=2)
+    one.end(slot=3)
+
+
 def test_requests_per_minute(desk: Callable[..., Desk]) -> None:
     one = desk(limits=Limits(requests_per_minute_per_user=2))
     for slot in range(2):

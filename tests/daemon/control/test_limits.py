@@ -8,7 +8,7 @@ from hypothesis import strategies as some
 
 from config.settings import Settings
 from daemon.control import limits
-from daemon.control.limits import UserLimits, policy_of
+from daemon.control.limits import UserLimits, policy_of, remembered
 
 
 def test_the_policy_is_what_the_settings_say() -> None:
@@ -82,3 +82,30 @@ def test_users_are_forgotten_when_their_minute_is_over(monkeypatch: pytest.Monke
     for user in range(10):
         users.start(user, 1000.0)
     assert users.remembered_count == 3
+
+
+def test_forgetting_is_not_needed_for_each_new_user(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "USERS_MAX", 800)
+    users, forgotten = UserLimits(0, 60), 0
+    for user in range(5000):
+        before = users.remembered_count
+        assert users.start(user, 1000.0 + user / 1000) == 0
+        forgotten += users.remembered_count <= before
+    assert users.remembered_count <= 800
+    assert forgotten <= 5000 // 100
+    assert users.start(4999, 1005.0) == 0  # the latest are those who are kept
+    assert users.remembered_count <= 800
+
+
+@pytest.mark.parametrize("user", ["u" * 130_000, "\ud800" * 65, 10**4000, -(10**4000)])
+def test_a_long_user_id_takes_no_more_memory_than_a_short_one(user: int | str) -> None:
+    short = remembered(user)
+    assert isinstance(short, str)
+    assert len(short) <= 80
+    assert short == remembered(user)
+    assert short != remembered(user * 2)
+
+
+@pytest.mark.parametrize("user", ["", "eve", "u" * limits.USER_CHARACTERS_MAX, 0, -1, (1 << 64) - 1])
+def test_a_short_user_id_is_itself(user: int | str) -> None:
+    assert remembered(user) == user
