@@ -37,6 +37,10 @@ DIRECTORY_LOCK_WAIT_S = 1.0
 PROBE_COUNT = 3
 PROBE_INTERVAL_S = 0.1
 
+# What a unit's PassCredentials= and the like switch on. It is inherited by what is accepted, and would stand before a
+# handoff's descriptor, which the data plane takes from the first place. SO_PASSPIDFD (Linux 6.5) brings one of its own.
+_ANCILLARY_OPTIONS = (socket.SO_PASSCRED, socket.SO_PASSSEC, 76)
+
 SOCKET_TYPES = {"seqpacket": socket.SOCK_SEQPACKET, "stream": socket.SOCK_STREAM}
 
 logger = logging.getLogger(__name__)
@@ -289,6 +293,9 @@ def _inherited_socket(options: ListenerOptions, environment: MutableMapping[str,
         raise StartError(message, EXIT_CONFIGURATION)
     if not listening.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
         raise StartError("systemd's socket does not listen: Accept=no is needed", EXIT_CONFIGURATION)
+    for option in _ANCILLARY_OPTIONS:
+        with contextlib.suppress(OSError):  # a kernel that does not know it
+            listening.setsockopt(socket.SOL_SOCKET, option, 0)
     return Listener(listening, Path(os.fsdecode(listening.getsockname()) or options.path))
 
 

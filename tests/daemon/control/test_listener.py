@@ -299,6 +299,9 @@ elif kind != "closed":
     types = {"stream": socket.SOCK_STREAM}
     held = socket.socket(socket.AF_UNIX, types.get(kind, socket.SOCK_SEQPACKET))
     held.bind(path)
+    if kind == "credentials":
+        held.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
+        held.setsockopt(socket.SOL_SOCKET, socket.SO_PASSSEC, 1)
     if kind != "deaf":
         held.listen()
     passed = held.fileno()
@@ -322,6 +325,8 @@ except StartError as error:
 assert not environment, environment
 print("inherited" if listener.is_inherited else "bound", listener.socket.fileno(), listener.path)
 assert not os.get_inheritable(listener.socket.fileno())
+for option in (socket.SO_PASSCRED, socket.SO_PASSSEC):
+    assert listener.socket.getsockopt(socket.SOL_SOCKET, option) == 0
 listener.close()
 print(os.path.exists(listener.path))
 """
@@ -337,6 +342,10 @@ def activated(directory: Path, kind: str) -> list[str]:
 
 def test_systemds_socket_is_used_and_its_path_stays(directory: Path) -> None:
     assert activated(directory, "seqpacket") == [f"inherited 3 {directory / 's'}", "True"]
+
+
+def test_nothing_stands_before_a_handoffs_descriptor(directory: Path) -> None:
+    assert activated(directory, "credentials") == [f"inherited 3 {directory / 's'}", "True"]
 
 
 def test_variables_meant_for_another_process_are_ignored(directory: Path) -> None:
