@@ -17,7 +17,6 @@ from daemon.plane.output import (
     append_chunk_size,
     append_last_chunk,
     append_raw,
-    inline_bytes,
     room_for,
 )
 from daemon.plane.table import (
@@ -143,6 +142,3 @@ def generate(plane: Any, slot: int) -> bool:
 def next_due_ns(stream: Any) -> int:
     """When the next message is due."""
     return int(stream.pace_start_ns + (stream.message_index * stream.interval_ps + 999) // 1000)
-
-
-__all__ = ["FRAMING_BYTES", "generate", "inline_bytes", "next_due_ns"]

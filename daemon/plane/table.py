@@ -88,7 +88,7 @@ GLOBALS = record(
     "channel_count:i4 block_count:i4 handoff_count:i4 body_count:i4 channels_dirty:i4 "
     # the listener and the command pipe
     "listener_fd:i4 accept_in_flight:i4 accept_cancelling:i4 draining:i4 command_fd:i4 command_in_flight:i4 "
-    "command_bytes:i4 command_blocked:i4 global_events:i4 accept_paused:i4 accept_error:i4 accept_is_due:i4 "
+    "command_bytes:i4 global_events:i4 accept_paused:i4 accept_error:i4 "
     "accept_retry_ns:i8 pong_cookie:i8 stray_mask:i8 "
     # limits
     "handoff_bytes_max:i8 handoff_timeout_ns:i8 handoff_stream:i8 block_bytes:i8 body_buffer_bytes:i8 "

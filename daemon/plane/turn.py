@@ -10,14 +10,12 @@ from __future__ import annotations
 from typing import Any
 
 from config.compilation import compiled, inlined
-from daemon.plane import messages as m
 from daemon.plane import state as st
 from daemon.plane import tag as t
 from daemon.plane.body import handle_body_received
 from daemon.plane.closing import handle_cancel, handle_discarded, handle_shutdown, service_closing
 from daemon.plane.commands import arm_commands, handle_read_commands
 from daemon.plane.counters import COMPLETIONS, DESCRIPTORS_CLOSED, SLOTS_USED, STALE_COMPLETIONS, SUBMISSIONS, TURNS
-from daemon.plane.entries import COMPLETION_MORE
 from daemon.plane.events import (
     GLOBAL_LISTENER_IDLE,
     flush_events,
@@ -185,6 +183,3 @@ def _has_stopped(plane: Any) -> bool:
         return True
     idle = counter_of(plane, SLOTS_USED).value == 0 and plane.stray_in_flight == 0 and plane.stray_count == 0
     return bool(idle and not plane.accept_in_flight and plane.global_events == 0)
-
-
-__all__ = ["COMPLETION_MORE", "STOPPED", "m", "turn"]
