@@ -32,6 +32,9 @@ SHUTDOWN_PLANE = 10  # O  leave the loop; every slot is free, or `flags` has FOR
 PING = 11  # O  PONG follows with the same `cookie`
 TABLE = 12  # O  copy the stream table for reading; TABLE_READY follows
 CONFIGURE = 13  # O  new values of the limits a SIGHUP may change
+ENDPOINT = 14  # O  where connections of this number lead; the payload is an ENDPOINT_PAYLOAD
+ATTEMPT = 15  # O  ask an upstream for the stream's bytes; the payload is an ATTEMPT_PAYLOAD
+LET_GO = 16  # O  what FAILED lent is the plane's again
 
 # Command flags.
 STANDARD_HEAD = 1  # the streaming response head is put before the payload
@@ -47,6 +50,7 @@ BODY_PREFIX = 512  # OPEN: the payload's last `prefix_bytes` bytes are body that
 CONTINUE_100 = 1024  # OPEN: the client waits for `100 Continue`
 PARTIAL = 2048  # PUSH: the payload ends inside an event, so no keep-alive may follow it
 KEEP_ALIVE = 4096  # PUSH by the control plane: head and comment, no token; deadlines and state stay
+RAW = 8192  # PUSH, FINISH of an upstream source: the payload is the upstream's own body; `cookie` is the attempt's number
 
 # Flags the plane keeps beside those of OPEN in a stream's `flags`.
 FLAG_HEAD_SENT = 1 << 16  # a head has been queued: errors are events from now on
@@ -69,6 +73,12 @@ FLAG_TRUE_END = 1 << 30
 SOURCE_NONE = 0
 SOURCE_PACED = 1
 SOURCE_PUSHED = 2
+SOURCE_UPSTREAM = 3  # ATTEMPT says which; until then the stream is queued
+
+# Flags of an ATTEMPT_PAYLOAD.
+BY_WORKER = 1  # a thread talks to the upstream: START, then PUSH and FINISH with RAW
+AS_CONTENT = 2  # events are rewritten as `data: {"content":...}`; otherwise passed on unchanged
+PASS_USAGE = 4  # the client asked for the usage event
 
 # Events. C: to the control plane, W: to the stream's worker channel.
 HANDOFF = 1  # C  a socket arrived (or was adopted): answer with OPEN
@@ -85,12 +95,17 @@ ACCEPT_RESUMED = 11  # C
 KEEP_ALIVE_DUE = (
     12  # C  no head has left and the keep-alive interval has passed: PUSH with the KEEP_ALIVE flag may answer
 )
+ANSWERED = 13  # C  the upstream's first token; the record's last 48 bytes are the model's name, `reason` its length
+FAILED = 14  # C  an attempt failed: LET_GO at once, then ATTEMPT or STOP; fields below
+USAGE = 15  # C  right before ENDED of a relayed stream
 
 # Event flags of HANDOFF.
 DATA_TRUNCATED = 1  # the message was larger than limits.handoff_bytes_max
 CONTROL_TRUNCATED = 2  # the kernel dropped descriptors
 EXTRA_DESCRIPTORS = 4  # more than one came; the others are closed
 ADOPTED = 8  # by ADOPT: `count` is its cookie and there is no data
+# Event flags of FAILED.
+FAILED_STREAMING = 1  # the client has had content: no other attempt can be made
 # Event flags of BODY.
 BODY_LAST = 1  # the upload is complete with this piece
 BODY_TRUNCATED = 2  # the client's FIN or reset came first
@@ -158,6 +173,37 @@ EVENT = _record(
         ("count", "<i8", 56),  # ENDED: messages; RELEASED: ranges given back so far; PONG, adopted: cookie
     ],
     EVENT_BYTES,
+)
+
+RAW_CREDIT_BYTES = 8192
+MODEL_BYTES_MAX = 48
+
+ENDPOINT_PAYLOAD = _record(
+    [
+        ("address_bytes", "<u4", 0),  # of the sockaddr; 0 = forget
+        ("idle_max", "<u4", 4),
+        ("idle_timeout_ms", "<u4", 8),
+        ("family", "<u2", 16),  # the sockaddr begins here
+    ],
+    128,
+)
+ATTEMPT_PAYLOAD = _record(
+    [
+        ("request_address", "<i8", 0),
+        ("request_bytes", "<i8", 8),
+        ("head_address", "<i8", 16),  # the head for the client
+        ("head_bytes", "<u4", 24),  # 0 = the standard head
+        ("endpoint", "<u4", 28),
+        ("number", "<u4", 32),
+        ("flags", "<u4", 36),
+        ("connect_timeout_ms", "<u4", 40),  # 0 = none, here and below
+        ("head_timeout_ms", "<u4", 44),
+        ("first_token_timeout_ms", "<u4", 48),
+        ("silence_timeout_ms", "<u4", 52),
+        ("drain_timeout_ms", "<u4", 56),
+        ("series", "<u4", 60),  # which histogram of inter-token times
+    ],
+    128,
 )
 
 

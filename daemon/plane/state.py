@@ -23,7 +23,7 @@ TRANSITIONS: dict[int, tuple[int, ...]] = {
     RECEIVING_FD: (PARSING, CLOSING),
     PARSING: (LLM_QUEUED, STREAMING, CLOSING),
     LLM_QUEUED: (LLM_PENDING, STREAMING, CLOSING),  # STREAMING: an answer that refuses
-    LLM_PENDING: (STREAMING, CLOSING),
+    LLM_PENDING: (STREAMING, LLM_QUEUED, CLOSING),  # LLM_QUEUED: another upstream may be asked
     STREAMING: (CLOSING,),
     CLOSING: (FREE,),
 }
@@ -47,6 +47,12 @@ SEND_ERROR = 14
 PROTOCOL = 15
 BODY_TRUNCATED = 16
 DESCRIPTOR_REFUSED = 17
+CONNECT_TIMEOUT = 18
+HEAD_TIMEOUT = 19
+FIRST_TOKEN_TIMEOUT = 20
+UPSTREAM_ERROR = 21  # it said no, or something that cannot be understood
+UPSTREAM_CUT = 22  # its answer ended before its end
+UPSTREAM_UNREACHABLE = 23
 
 REASONS = (
     "complete",
@@ -67,4 +73,54 @@ REASONS = (
     "protocol",
     "body_truncated",
     "descriptor_refused",
+    "connect_timeout",
+    "head_timeout",
+    "first_token_timeout",
+    "upstream_error",
+    "upstream_cut",
+    "upstream_unreachable",
+)
+
+# Why an attempt to get an answer from an upstream failed: `reason` of FAILED. The names are backends.relay's.
+(
+    FAILURE_CONNECT,
+    FAILURE_CONNECT_TIMEOUT,
+    FAILURE_CERTIFICATE,
+    FAILURE_RESET,
+    FAILURE_HEAD_TIMEOUT,
+    FAILURE_HEAD_MALFORMED,
+    FAILURE_HEAD_TOO_LARGE,
+    FAILURE_HTTP_VERSION,
+    FAILURE_STATUS,
+    FAILURE_REDIRECT,
+    FAILURE_NOT_A_STREAM,
+    FAILURE_COMPRESSED,
+    FAILURE_FIRST_TOKEN_TIMEOUT,
+    FAILURE_SILENCE_TIMEOUT,
+    FAILURE_CUT,
+    FAILURE_ERROR_EVENT,
+    FAILURE_MALFORMED,
+    FAILURE_EVENT_TOO_LARGE,
+    FAILURE_NO_RESOURCES,
+) = range(19)
+FAILURES = (
+    "connect_failed",
+    "connect_timeout",
+    "certificate",
+    "reset",
+    "head_timeout",
+    "head_malformed",
+    "head_too_large",
+    "http_version",
+    "status",
+    "redirect",
+    "not_a_stream",
+    "compressed",
+    "first_token_timeout",
+    "silence_timeout",
+    "cut",
+    "error_event",
+    "malformed",
+    "event_too_large",
+    "no_resources",
 )
