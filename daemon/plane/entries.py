@@ -33,16 +33,23 @@ POLL_ADD = 6
 RECVMSG = 10
 ACCEPT = 13
 ASYNC_CANCEL = 14
+CONNECT = 16
 CLOSE = 19
 READ = 22
 WRITE = 23
 SEND = 26
 RECV = 27
 SHUTDOWN = 34
+SOCKET = 45
 SEND_ZC = 47
-OPCODES = (NOP, POLL_ADD, RECVMSG, ACCEPT, ASYNC_CANCEL, CLOSE, READ, WRITE, SEND, RECV, SHUTDOWN, SEND_ZC)
+OPCODES = (
+    *(NOP, POLL_ADD, RECVMSG, ACCEPT, ASYNC_CANCEL, CONNECT, CLOSE, READ, WRITE, SEND, RECV, SHUTDOWN, SOCKET, SEND_ZC),
+)
 
 ACCEPT_MULTISHOT = 1  # IORING_ACCEPT_MULTISHOT, in `priority`
+POLL_FIRST = 1  # IORING_RECVSEND_POLL_FIRST, in `priority`: nothing is there yet, so wait before trying
+BUFFER_SELECT = 32  # IOSQE_BUFFER_SELECT, in `flags`: the kernel takes the next buffer of ring `buffer_index`
+COMPLETION_BUFFER = 1  # IORING_CQE_F_BUFFER: the buffer's number is in the flags, from bit 16 on
 OFFSET_CURRENT = 0xFFFFFFFFFFFFFFFF
 COMPLETION_MORE = 2  # IORING_CQE_F_MORE: this submission will complete again
 COMPLETION_NOTIFICATION = 8  # IORING_CQE_F_NOTIF: the kernel has let go of a zero-copy send's memory

@@ -50,7 +50,7 @@ BODY_PREFIX = 512  # OPEN: the payload's last `prefix_bytes` bytes are body that
 CONTINUE_100 = 1024  # OPEN: the client waits for `100 Continue`
 PARTIAL = 2048  # PUSH: the payload ends inside an event, so no keep-alive may follow it
 KEEP_ALIVE = 4096  # PUSH by the control plane: head and comment, no token; deadlines and state stay
-RAW = 8192  # PUSH, FINISH of an upstream source: the payload is the upstream's own body; `cookie` is the attempt's number
+RAW = 8192  # PUSH, FINISH of an upstream source: the payload is the upstream's own body; `cookie` is the attempt
 
 # Flags the plane keeps beside those of OPEN in a stream's `flags`.
 FLAG_HEAD_SENT = 1 << 16  # a head has been queued: errors are events from now on

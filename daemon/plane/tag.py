@@ -31,6 +31,16 @@ WRITE_EVENTS = 36
 POLL_EVENTS = 37
 CLOSE_STRAY = 38
 
+# Operations of an upstream's connection: the tag's slot is the connection's number. Bit 1 << (kind - CONNECTION_SOCKET)
+# of the connection's `in_flight` says that one is in flight; cancelling kind k is kind k + CONNECTION_CANCEL.
+CONNECTION_SOCKET = 64
+CONNECTION_CONNECT = 65
+CONNECTION_SEND = 66
+CONNECTION_RECEIVE = 67
+CONNECTION_WRITABLE = 68
+CONNECTION_CLOSE = 69
+CONNECTION_CANCEL = 16
+
 SLOT_BITS = 24
 SLOT_NONE = (1 << SLOT_BITS) - 1
 
