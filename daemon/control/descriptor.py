@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from config.compilation import compiled, foreign, overload, types
-from daemon.plane.table import record, record_accessor
+from daemon.plane.records import record, record_accessor
 
 # What `inspect` finds.
 STREAM_SOCKET = 0

@@ -10,8 +10,8 @@ from typing import Any, Final
 
 from config.compilation import compiled, inlined
 from daemon.plane.entries import MSG_DONTWAIT, READ, RECV, RECVMSG, SEND, SEND_ZC, WRITE
+from daemon.plane.records import record, record_accessor
 from daemon.plane.system import system_call
-from daemon.plane.table import record, record_accessor
 
 _NUMBERS: Final = {
     "x86_64": {

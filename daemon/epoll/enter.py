@@ -58,8 +58,9 @@ from daemon.plane.entries import (
     WRITE,
 )
 from daemon.plane.kernel_record import TIMESPEC
+from daemon.plane.records import record_accessor
 from daemon.plane.system import system_call
-from daemon.plane.table import completion_of, record_accessor, submission_of
+from daemon.plane.table import completion_of, submission_of
 from daemon.plane.timers import FOREVER_NS
 
 _timespec_at = record_accessor(TIMESPEC)

@@ -13,8 +13,9 @@ from daemon.epoll.calls import EVENT, SYS_EPOLL_PWAIT2
 from daemon.epoll.enter import EVENTS_MAX
 from daemon.epoll.waiting import BUCKET, INTEREST, OPERATION
 from daemon.plane.kernel_record import TIMESPEC
+from daemon.plane.records import lazy_records
 from daemon.plane.system import system_call
-from daemon.plane.table import CHANNEL_COUNT_MAX, lazy_records
+from daemon.plane.table import CHANNEL_COUNT_MAX
 
 if TYPE_CHECKING:
     from daemon.plane.table import Plane

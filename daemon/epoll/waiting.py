@@ -17,7 +17,7 @@ from typing import Any
 from config.compilation import compiled, inlined
 from daemon.epoll.calls import EPOLL_CTL_ADD, EPOLL_CTL_DEL, EPOLL_CTL_MOD, change_interest
 from daemon.plane.entries import POLLERR, POLLHUP
-from daemon.plane.table import record, record_accessor
+from daemon.plane.records import record, record_accessor
 
 INTEREST = record("mask:i4 first:i4", 8)
 OPERATION = record("tag:i8 address:i8 length:i8 opcode:i4 fd:i4 flags:i4 mask:i4 next:i4 hash_next:i4", 48)

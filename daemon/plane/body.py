@@ -15,8 +15,9 @@ from daemon.plane.entries import EAGAIN, EINTR, POLLIN, POLLRDHUP
 from daemon.plane.events import WORKER_BODY, raise_worker
 from daemon.plane.lists import ready_push
 from daemon.plane.memory import copy_bytes
+from daemon.plane.records import load_byte
 from daemon.plane.submissions import prepare_poll, prepare_receive
-from daemon.plane.table import count, load_byte, stream_of
+from daemon.plane.table import count, stream_of
 from daemon.plane.tag import POLL_READABLE, RECEIVE, pack
 
 # `body_state`

@@ -5,7 +5,7 @@ Filled on the data-plane thread before the loop begins, and written by that kern
 
 from __future__ import annotations
 
-from daemon.plane.table import record
+from daemon.plane.records import record
 
 KERNEL = record(
     "kind:i8 scratch:i8 timespec:i8 "

@@ -14,6 +14,7 @@ from daemon.plane.counters import MESSAGES_SENT
 from daemon.plane.lists import block_give, block_take
 from daemon.plane.memory import copy_bytes
 from daemon.plane.messages import CHUNKED
+from daemon.plane.records import store_byte
 from daemon.plane.table import (
     LAST_CHUNK_BYTES,
     LAST_CHUNK_OFFSET,
@@ -23,7 +24,6 @@ from daemon.plane.table import (
     SCRATCH_OFFSET,
     count,
     range_of,
-    store_byte,
     stream_of,
 )
 

@@ -19,6 +19,7 @@ from daemon.plane.output import (
     append_raw,
     room_for,
 )
+from daemon.plane.records import store_byte
 from daemon.plane.table import (
     LINE_END_BYTES,
     LINE_END_OFFSET,
@@ -27,7 +28,6 @@ from daemon.plane.table import (
     script_message_of,
     script_of,
     script_part_of,
-    store_byte,
     stream_of,
 )
 

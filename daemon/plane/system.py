@@ -11,7 +11,7 @@ import time
 from typing import Any
 
 from config.compilation import foreign, overload, types
-from daemon.plane.table import record, record_accessor
+from daemon.plane.records import record, record_accessor
 
 _INT32 = record("value:i4", 4)
 TIMESPEC = record("seconds:i8 nanoseconds:i8", 16)

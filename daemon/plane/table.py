@@ -8,13 +8,22 @@ that a stream's record stays plain bytes that another process could take over.
 from __future__ import annotations
 
 import ctypes
-import mmap
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from config.compilation import from_dtype, inlined, intrinsic, overload, types
+from config.compilation import inlined
 from daemon.plane import counters, entries, messages
+from daemon.plane.records import (
+    free_list,
+    lazy_bytes,
+    lazy_records,
+    link_at,
+    record,
+    record_accessor,
+    value_at,
+)
+from daemon.plane.relay_table import relay_arrays, set_relay_globals
 
 if TYPE_CHECKING:
     from config.settings import Settings
@@ -31,25 +40,6 @@ SCRIPT_COUNT_MAX = 64
 SCRIPT_MESSAGES_MAX = 1024
 SCRIPT_PARTS_MAX = 4096
 TEMPLATE_BYTES_MAX = 1 << 20
-
-
-def record(fields: str, size: int) -> Any:
-    """A packed record type from `name:format` words, padded to `size` bytes; np.record: fields are attributes."""
-    names: list[str] = []
-    formats: list[str] = []
-    offsets: list[int] = []
-    offset = 0
-    for word in fields.split():
-        name, kind = word.split(":")
-        width = np.dtype(kind).itemsize
-        assert offset % width == 0, f"{name} is not aligned"
-        names.append(name)
-        formats.append(kind)
-        offsets.append(offset)
-        offset += width
-    assert offset <= size, f"{offset} bytes do not fit in {size}"
-    layout = {"names": names, "formats": formats, "offsets": offsets, "itemsize": size}
-    return np.dtype((np.record, layout))
 
 
 STREAM = record(
@@ -71,7 +61,9 @@ STREAM = record(
     # body (upload)
     "body_buffer:i4 body_state:i4 body_remaining:i8 body_bytes:i4 body_flags:i4 body_raw_bytes:i4 body_line_bytes:i4 "
     # closing
-    "discarded_bytes:i8 hold_ns:i8 must_poll:i4 must_copy:i4",
+    "discarded_bytes:i8 hold_ns:i8 must_poll:i4 must_copy:i4 "
+    # an upstream source that waits for room
+    "paused:i4",
     384,
 )
 GLOBALS = record(
@@ -85,11 +77,15 @@ GLOBALS = record(
     "body_free:i4 "
     "parked_first:i4 parked_count:i4 stray_first:i4 stray_count:i4 adopted_first:i4 adopted_count:i4 "
     "stray_in_flight:i4 "
-    "channel_count:i4 block_count:i4 handoff_count:i4 body_count:i4 channels_dirty:i4 "
+    "channel_count:i4 block_count:i4 handoff_count:i4 body_count:i4 "
+    # connections to upstreams: free, touched, to be serviced, reading what is left of an answer
+    "connection_count:i4 connection_free:i4 connections_touched:i4 connections_open:i4 "
+    "connection_ready_head:i4 connection_ready_tail:i4 draining_first:i4 draining_last:i4 "
+    "assembly_free:i4 large_free:i4 receive_tail:i4 receive_published:i4 endpoints_used:i4 "
     # the listener and the command pipe
     "listener_fd:i4 accept_in_flight:i4 accept_cancelling:i4 draining:i4 command_fd:i4 command_in_flight:i4 "
     "command_bytes:i4 global_events:i4 accept_paused:i4 accept_error:i4 "
-    "accept_retry_ns:i8 pong_cookie:i8 stray_mask:i8 "
+    "accept_retry_ns:i8 pong_cookie:i8 stray_mask:i8 idle_check_ns:i8 "
     # limits
     "handoff_bytes_max:i8 handoff_timeout_ns:i8 handoff_stream:i8 block_bytes:i8 body_buffer_bytes:i8 "
     "zero_copy_bytes_min:i8 linger_bytes_max:i8 head_bytes:i8 handoff_stride:i8 streams_bytes:i8 "
@@ -99,15 +95,15 @@ GLOBALS = record(
     "headers:i8 vectors:i8 ancillary:i8 parked:i8 strays:i8 adopted:i8 buckets:i8 words:i8 commands:i8 blocks:i8 "
     "texts:i8 "
     "templates:i8 constants:i8 scripts:i8 script_messages:i8 script_parts:i8 handoff_data:i8 bodies:i8 discard:i8 "
-    "counters:i8 histograms:i8 histogram_sums:i8 snapshot:i8",
+    "counters:i8 histograms:i8 histogram_sums:i8 snapshot:i8 "
+    "relays:i8 connections:i8 endpoints:i8 assemblies:i8 assembly_links:i8 larges:i8 large_links:i8 receives:i8 "
+    "provided:i8 joined:i8 parsers:i8 gaps:i8",
     1024,
 )
 CHANNEL = record("fd:i4 in_flight:i4 head:i4 tail:i4 buffered_bytes:i4 buffered_offset:i4 blocked:i4 closed:i4", 64)
 RANGE = record("address:i8 remaining:i8 position:i8 pad:i8", 32)  # `position`: where in the inline bytes it stands
-LINK = record("next:i4", 4)
 BUCKET = record("head:i4", 4)
 WORD = record("bits:i8", 8)  # 32 bits used
-VALUE = record("value:i8", 8)
 WAITING = record("fd:i8 cookie:i8", 16)
 SCRIPT = record("first_message:u4 message_count:u4 end_offset:u4 end_bytes:u4", 16)
 SCRIPT_MESSAGE = record("first_part:u4 part_count:u4 bytes_max:u4", 12)
@@ -163,50 +159,20 @@ class Plane(NamedTuple):
     histograms: Any  # i8[len(HISTOGRAMS), HISTOGRAM_BUCKETS]
     histogram_sums: Any  # i8[len(HISTOGRAMS)], nanoseconds
     snapshot: Any  # STREAM[slot_count]
+    relays: Any  # RELAY[slot_count]: what a stream knows of its upstream
+    connections: Any  # CONNECTION[connection_count]
+    endpoints: Any  # ENDPOINT[ENDPOINT_COUNT_MAX]
+    assemblies: Any  # u1[slot_count * ASSEMBLY_BYTES]
+    assembly_links: Any  # LINK[slot_count]
+    larges: Any  # u1[LARGE_ASSEMBLY_COUNT * LARGE_ASSEMBLY_BYTES]
+    large_links: Any  # LINK[LARGE_ASSEMBLY_COUNT]
+    receives: Any  # u1[RECEIVE_COUNT * RECEIVE_BYTES]: buffers the kernel receives into
+    provided: Any  # PROVIDED[RECEIVE_COUNT], as io_uring's struct io_uring_buf_ring: which of them it may use
+    joined: Any  # u1[LARGE_ASSEMBLY_BYTES]: data fields of one event put together
+    parsers: Any  # u1[4 * PARSER_BYTES]: what the parsers say
+    gaps: Any  # i8[SERIES_COUNT_MAX, GAP_WORDS]: inter-token times
 
 
-def _field_or_attribute(view: Any, name: str) -> Any:
-    if name in np.void.__getattribute__(view, "dtype").fields:
-        return view[name].item()  # a plain integer: compiled arithmetic has 64 bits, NumPy's would wrap at 32
-    return np.record.__getattribute__(view, name)
-
-
-# A record whose fields win over NumPy's attributes: `flags` is the field, not the array's flags. Made by a call:
-# NumPy's annotations forbid the subclass that NumPy itself allows.
-_FieldsFirst: Any = type("_FieldsFirst", (np.record,), {"__getattribute__": _field_or_attribute})
-
-
-def _python_view(dtype: Any, address: int) -> Any:
-    memory = (ctypes.c_char * dtype.itemsize).from_address(address)
-    return np.frombuffer(memory, dtype=np.dtype((_FieldsFirst, dtype)))[0]
-
-
-def record_accessor(dtype: Any) -> Any:
-    """A function from an address to the record that lies there: a plain pointer when compiled."""
-    record_type = from_dtype(dtype)
-
-    @intrinsic
-    def at_address(_context: Any, address: Any) -> Any:
-        def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-            return builder.inttoptr(arguments[0], context.get_value_type(signature.return_type))
-
-        return record_type(types.intp), generate
-
-    def at(address: int) -> Any:
-        return _python_view(dtype, int(address))
-
-    @overload(at)
-    def _at(address: Any) -> Any:
-        def implementation(address: Any) -> Any:
-            return at_address(address)
-
-        return implementation
-
-    return at
-
-
-BYTE = record("value:u1", 1)
-_byte_at = record_accessor(BYTE)
 _stream_at = record_accessor(STREAM)
 _range_at = record_accessor(RANGE)
 _submission_at = record_accessor(entries.SUBMISSION)
@@ -214,10 +180,8 @@ _completion_at = record_accessor(entries.COMPLETION)
 _channel_at = record_accessor(CHANNEL)
 _event_at = record_accessor(messages.EVENT)
 _command_at = record_accessor(messages.COMMAND)
-_link_at = record_accessor(LINK)
 _bucket_at = record_accessor(BUCKET)
 _word_at = record_accessor(WORD)
-_value_at = record_accessor(VALUE)
 _waiting_at = record_accessor(WAITING)
 _script_at = record_accessor(SCRIPT)
 _script_message_at = record_accessor(SCRIPT_MESSAGE)
@@ -273,19 +237,19 @@ def command_of(plane: Any, offset: int) -> Any:
 @inlined
 def block_link_of(plane: Any, block: int) -> Any:
     assert 0 <= block < plane.block_count
-    return _link_at(plane.block_links + block * 4)
+    return link_at(plane.block_links + block * 4)
 
 
 @inlined
 def handoff_link_of(plane: Any, buffer: int) -> Any:
     assert 0 <= buffer < plane.handoff_count
-    return _link_at(plane.handoff_links + buffer * 4)
+    return link_at(plane.handoff_links + buffer * 4)
 
 
 @inlined
 def body_link_of(plane: Any, buffer: int) -> Any:
     assert 0 <= buffer < plane.body_count
-    return _link_at(plane.body_links + buffer * 4)
+    return link_at(plane.body_links + buffer * 4)
 
 
 @inlined
@@ -301,18 +265,8 @@ def word_of(plane: Any, number: int) -> Any:
 
 
 @inlined
-def load_byte(address: int) -> int:
-    return int(_byte_at(address).value)
-
-
-@inlined
-def store_byte(address: int, value: int) -> None:
-    _byte_at(address).value = value
-
-
-@inlined
 def counter_of(plane: Any, number: int) -> Any:
-    return _value_at(plane.counters + number * 8)
+    return value_at(plane.counters + number * 8)
 
 
 @inlined
@@ -329,8 +283,8 @@ def observe(plane: Any, histogram: int, duration_ns: int) -> None:
     while microseconds > 0 and bucket < counters.HISTOGRAM_BUCKETS - 1:
         microseconds >>= 1
         bucket += 1
-    _value_at(plane.histograms + (histogram * counters.HISTOGRAM_BUCKETS + bucket) * 8).value += 1
-    _value_at(plane.histogram_sums + histogram * 8).value += max(duration_ns, 0)
+    value_at(plane.histograms + (histogram * counters.HISTOGRAM_BUCKETS + bucket) * 8).value += 1
+    value_at(plane.histogram_sums + histogram * 8).value += max(duration_ns, 0)
 
 
 @inlined
@@ -390,17 +344,6 @@ def ancillary_descriptor_of(plane: Any, buffer: int, index: int) -> Any:
     return _descriptor_at(plane.ancillary + buffer * ANCILLARY_BYTES + 16 + index * 4)
 
 
-def lazy_bytes(count: int) -> Any:
-    """`count` zero bytes the kernel gives out page by page as they are touched: large limits cost no memory."""
-    area = mmap.mmap(-1, max(count, 1), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | getattr(mmap, "MAP_NORESERVE", 0))
-    return np.frombuffer(area, dtype=np.uint8)
-
-
-def lazy_records(dtype: Any, count: int) -> Any:
-    """As `lazy_bytes`, viewed as records."""
-    return lazy_bytes(count * dtype.itemsize).view(dtype)
-
-
 def allocate(settings: Settings) -> Plane:
     """The plane's memory for these settings: everything it will ever use."""
     slot_count = settings.server.max_connections + settings.limits.slot_reserve
@@ -417,9 +360,9 @@ def allocate(settings: Settings) -> Plane:
         completions=np.zeros(4 * size, entries.COMPLETION),
         channels=np.zeros(CHANNEL_COUNT_MAX, CHANNEL),
         events=np.zeros(CHANNEL_COUNT_MAX * EVENTS_PER_BATCH, messages.EVENT),
-        block_links=_free_list(slot_count),
-        handoff_links=_free_list(handoffs),
-        body_links=_free_list(bodies),
+        block_links=free_list(slot_count),
+        handoff_links=free_list(handoffs),
+        body_links=free_list(bodies),
         headers=np.zeros(handoffs, HEADER),
         vectors=np.zeros(handoffs, VECTOR),
         ancillary=np.zeros(handoffs, ANCILLARY),
@@ -443,6 +386,7 @@ def allocate(settings: Settings) -> Plane:
         histograms=np.zeros((len(counters.HISTOGRAMS), counters.HISTOGRAM_BUCKETS), np.int64),
         histogram_sums=np.zeros(len(counters.HISTOGRAMS), np.int64),
         snapshot=lazy_records(STREAM, slot_count),
+        **relay_arrays(slot_count),
     )
     _set_globals(plane, settings, slot_count, stride)
     return plane
@@ -458,13 +402,6 @@ def _stray_count_max(submission_entries: int, handoff_buffer_count: int) -> int:
     return 1 << (2 * 4 * submission_entries + of_one_message * handoff_buffer_count).bit_length()
 
 
-def _free_list(number: int) -> Any:
-    """A stack of `number` free things, the lowest on top."""
-    following = np.arange(1, number + 1, dtype=np.int32)
-    following[-1] = -1
-    return following.view(LINK)
-
-
 def _set_globals(plane: Plane, settings: Settings, slot_count: int, stride: int) -> None:
     shared = plane.globals[0]
     for name, array in plane._asdict().items():
@@ -475,6 +412,7 @@ def _set_globals(plane: Plane, settings: Settings, slot_count: int, stride: int)
     ):
         plane.constants[offset : offset + len(constant)] = np.frombuffer(constant, np.uint8)
     shared.slot_count = shared.block_count = slot_count
+    set_relay_globals(plane, slot_count)
     shared.handoff_count = len(plane.handoff_links)
     shared.body_count = len(plane.body_links)
     shared.free_head = shared.ready_head = shared.ready_tail = -1

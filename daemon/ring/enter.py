@@ -12,8 +12,9 @@ from config.compilation import compiled
 from daemon.plane.counters import COMPLETION_OVERFLOWS
 from daemon.plane.kernel_record import TIMESPEC
 from daemon.plane.memory import full_fence, load_acquire, store_release
+from daemon.plane.records import record, record_accessor
 from daemon.plane.system import system_call
-from daemon.plane.table import count, record, record_accessor
+from daemon.plane.table import count
 from daemon.plane.timers import FOREVER_NS
 
 SYS_IO_URING_ENTER = 426
