@@ -54,7 +54,7 @@ class NameServer(asyncio.SelectorEventLoop):
         await self.may_answer.wait()
         if isinstance(self.answer, Exception):
             raise self.answer
-        return [info(address, port) for address in self.answer]
+        return [info(address, int(str(port))) for address in self.answer]
 
     def turn(self) -> None:
         """Everything that can happen without time passing."""
