@@ -141,10 +141,14 @@ def cumulative_buckets(counts: list[int]) -> list[tuple[str, float]]:
 class MetricsPage:
     """The page /metrics: the daemon's metrics and those of the process and the interpreter."""
 
-    def __init__(self, collector: DaemonCollector) -> None:
-        """A registry of our own: the library's global one belongs to whoever else imports it, such as a backend."""
+    def __init__(self, collector: DaemonCollector, *others: Collector) -> None:
+        """A registry of our own: the library's global one belongs to whoever else imports it, such as a backend.
+
+        `others` are collectors of parts that do not always run.
+        """
         self._registry = CollectorRegistry(auto_describe=False)
-        self._registry.register(collector)
+        for each in (collector, *others):
+            self._registry.register(each)
         ProcessCollector(registry=self._registry)
         PlatformCollector(registry=self._registry)
         GCCollector(registry=self._registry)

@@ -4,15 +4,33 @@ from __future__ import annotations
 
 import time
 from http import HTTPStatus
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from config import VERSION
 from daemon.control.monitoring import Answer, json_answer
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+
+    from prometheus_client.registry import Collector
+
     from daemon.control.accounts import Accounts
     from daemon.control.monitoring import Page
     from daemon.control.planes import Planes
+
+
+class UpstreamStatus(NamedTuple):
+    """How a server that streams are relayed from is doing."""
+
+    name: str
+    reachable: bool | None  # None: not known yet
+    breaker: str  # closed, half_open or open; one that may be tried again is half_open
+    is_default: bool  # streams of the default backend come from it
+
+    @property
+    def is_usable(self) -> bool:
+        """Whether a stream that begins now may be asked of it. What is not known to be bad is good."""
+        return self.reachable is not False and self.breaker != "open"
 
 
 class Condition:
@@ -25,11 +43,19 @@ class Condition:
         self.streams_max = streams_max
         self.is_started = False
         self.is_draining = False
+        self.upstreams: Callable[[], Iterable[UpstreamStatus]] = tuple  # none, until relaying says which
 
-    @property
-    def is_ready(self) -> bool:
-        """Whether a new handoff would become a stream, as far as can be told."""
-        return self.is_started and not self.is_draining
+    def reason_not_ready(self, upstreams: Iterable[UpstreamStatus]) -> str:
+        """Why a new handoff would not become a stream, as far as can be told. Empty when it would."""
+        if not self.is_started:
+            return "starting"
+        if self.is_draining:
+            return "draining"
+        # One that is left is enough, and upstreams that only a handoff can name are that handoff's concern.
+        of_default = [upstream for upstream in upstreams if upstream.is_default]
+        if of_default and not any(upstream.is_usable for upstream in of_default):
+            return "no upstream of the default backend can be asked"
+        return ""
 
 
 def health_page(accounts: Accounts) -> Page:
@@ -56,8 +82,11 @@ def ready_page(accounts: Accounts, condition: Condition) -> Page:
                 "completed": counts.completed,
                 "failed": counts.failed,
             }
-        fields = {
-            "ready": condition.is_ready,
+        upstreams = list(condition.upstreams())
+        reason = condition.reason_not_ready(upstreams)
+        fields: dict[str, object] = {
+            "ready": not reason,
+            "reason": reason,
             "draining": condition.is_draining,
             "accepting": planes.is_accepting,
             "kernel": planes.data_plane.kernel,
@@ -66,14 +95,20 @@ def ready_page(accounts: Accounts, condition: Condition) -> Page:
             "streams_max": condition.streams_max,
             "queue_length": planes.queue_length(),
             "backends": backends,
+            "upstreams": {each.name: {"reachable": each.reachable, "breaker": each.breaker} for each in upstreams},
         }
-        return json_answer(HTTPStatus.OK if condition.is_ready else HTTPStatus.SERVICE_UNAVAILABLE, fields)
+        return json_answer(HTTPStatus.SERVICE_UNAVAILABLE if reason else HTTPStatus.OK, fields)
 
     return ready
 
 
-def metrics_page(accounts: Accounts, condition: Condition, *, thread_pool: bool) -> Page:
-    """Prometheus' metrics. The library is imported only here: what is off costs no memory."""
+def metrics_page(
+    accounts: Accounts, condition: Condition, *, thread_pool: bool, collectors: Sequence[Collector] = ()
+) -> Page:
+    """Prometheus' metrics. The library is imported only here: what is off costs no memory.
+
+    `collectors` are those of parts that do not always run, such as relaying.
+    """
     from daemon.control.metrics import DaemonCollector, MetricsPage  # noqa: PLC0415
 
     planes = condition.planes
@@ -83,4 +118,5 @@ def metrics_page(accounts: Accounts, condition: Condition, *, thread_pool: bool)
         "sqpoll": str(int(planes.data_plane.features.get("sqpoll", False))),
         "thread_pool": str(int(thread_pool)),
     }
-    return MetricsPage(DaemonCollector(planes.plane, accounts, information, condition.streams_max, planes.queue_length))
+    own = DaemonCollector(planes.plane, accounts, information, condition.streams_max, planes.queue_length)
+    return MetricsPage(own, *collectors)
