@@ -8,7 +8,7 @@ import platform
 import sys
 from typing import TYPE_CHECKING, Any
 
-from scripts.bench import comparing, options, plot, processes, report
+from scripts.bench import comparing, options, plot, processes, relay, report
 from scripts.bench.probe import ProbeError
 
 if TYPE_CHECKING:
@@ -30,7 +30,8 @@ def _run_all(given: options.Options) -> list[dict[str, Any]]:
         for scenario in given.scenarios:
             kind = "TCP" if tcp else "socketpairs"
             _say(f"{scenario.name} on {kind}: {scenario.shows}")
-            result = comparing.run_scenario(given, scenario, tcp=tcp, say=_say)
+            run_scenario = relay.run_scenario if scenario.is_relayed else comparing.run_scenario
+            result = run_scenario(given, scenario, tcp=tcp, say=_say)
             results.append(result)
             print(f"== {scenario.name}, {kind}, checked by {result['checked']} ==")
             print("\n".join(report.scenario_lines(result)), end="\n\n", flush=True)
@@ -53,7 +54,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if given.output is not None:
             given.output.write_text(json.dumps({"machine": _machine(), "results": results}) + "\n")
         if given.plot is not None:
-            plot.draw(results, given.plot)
+            is_soak = all(scenario.is_soak for scenario in given.scenarios)
+            (plot.draw_memory if is_soak else plot.draw)(results, given.plot)
     except KeyboardInterrupt:
         return 130
     except (ProbeError, RuntimeError, ValueError, OSError) as error:

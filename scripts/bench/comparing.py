@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from scripts.bench import probe, processes
 from scripts.bench.load import Plan, run_load
+from scripts.bench.options import baseline_command
 from scripts.bench.tables import NUMBER_PLACEHOLDER
 
 if TYPE_CHECKING:
@@ -42,28 +43,30 @@ def _listening_pid(path: str, socket_type: socket.SocketKind) -> int:
     return int(struct.unpack("3i", credentials)[0])
 
 
-def _filled(command: str, scenario: Scenario, path: str) -> list[str]:
+def filled(command: str, scenario: Scenario, path: str, upstream: str = "") -> list[str]:
     """A command line with its placeholders filled in, split as a shell would."""
     messages = "" if scenario.messages is None else str(scenario.messages)
     values = {"{socket}": path, "{interval_ms}": f"{scenario.interval_ms:g}", "{messages}": messages}
+    values["{upstream}"] = upstream
     words = shlex.split(command)
     for placeholder, value in values.items():
         words = [word.replace(placeholder, value) for word in words]
     return [word for word in words if word]
 
 
-def _daemon_command(options: Options, scenario: Scenario, path: str, folder: Path) -> list[str]:
+def daemon_command(options: Options, scenario: Scenario, path: str, folder: Path, config: str) -> list[str]:
+    """How the daemon is started, with this configuration if any."""
     command = [sys.executable, "-m", "daemon", "--socket", path, *scenario.daemon_arguments()]
     if options.socket_type == socket.SOCK_STREAM:
         command += ["--socket-type", "stream"]
-    if config := scenario.daemon_config():
+    if config:
         file = folder / "daemon.toml"
         file.write_text(config)
         command += ["--config", str(file)]
-    return command + _filled(options.daemon_arguments, scenario, path)
+    return command + filled(options.daemon_arguments, scenario, path)
 
 
-def _plan(options: Options, scenario: Scenario, path: str, *, tcp: bool) -> Plan:
+def _learnt_plan(options: Options, scenario: Scenario, path: str, *, tcp: bool) -> Plan:
     """The load for one server: what it must answer is in the file, or learnt from one stream."""
     expected = b""
     messages = -1 if scenario.messages is None else scenario.messages
@@ -76,6 +79,11 @@ def _plan(options: Options, scenario: Scenario, path: str, *, tcp: bool) -> Plan
         if messages not in (-1, found):
             raise probe.ProbeError(f"{messages} messages a stream are asked for, and {found} are expected or were sent")
         messages = found
+    return plan_of(options, scenario, expected, messages, tcp=tcp)
+
+
+def plan_of(options: Options, scenario: Scenario, expected: bytes, messages: int, *, tcp: bool) -> Plan:
+    """The scenario's load, with this answer expected."""
     return Plan(
         streams=scenario.streams,
         total=scenario.total,
@@ -99,21 +107,21 @@ def _servers(options: Options, scenario: Scenario, *, tcp: bool) -> Generator[li
         path, pid = options.socket_path, options.pid
         if not path:
             path = str(folder / "daemon.sock")
-            command = _daemon_command(options, scenario, path, folder)
+            command = daemon_command(options, scenario, path, folder, scenario.daemon_config())
             pid = pid or stack.enter_context(processes.running(command, path, options.socket_type)).pid
         servers = [
             Server(
                 "daemon",
                 path,
                 pid or _listening_pid(path, options.socket_type),
-                _plan(options, scenario, path, tcp=tcp),
+                _learnt_plan(options, scenario, path, tcp=tcp),
             )
         ]
-        if options.baseline:
+        if baseline := baseline_command(options, scenario):
             path = str(folder / "baseline.sock")
-            command = _filled(options.baseline, scenario, path)
+            command = filled(baseline, scenario, path)
             pid = stack.enter_context(processes.running(command, path, options.socket_type)).pid
-            servers.append(Server("baseline", path, pid, _plan(options, scenario, path, tcp=tcp)))
+            servers.append(Server("baseline", path, pid, _learnt_plan(options, scenario, path, tcp=tcp)))
         yield servers
 
 
@@ -128,7 +136,7 @@ def _warn_where_descriptors_lack(server: Server) -> str:
 def _ratios(rounds: list[dict[str, Any]]) -> dict[str, Any]:
     """The daemon's cost over the baseline's, round by round, and the median: machines drift, pairs do not."""
     found: dict[str, Any] = {}
-    for figure in ("cpu_us_per_message", "cpu_us_per_stream"):
+    for figure in ("cpu_us_per_message", "cpu_us_per_stream", "cpu_us_per_token"):
         pairs = [(run["daemon"]["server"].get(figure), run["baseline"]["server"].get(figure)) for run in rounds]
         ratios = [ours / theirs for ours, theirs in pairs if ours is not None and theirs]
         if ratios:
@@ -136,28 +144,28 @@ def _ratios(rounds: list[dict[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def run_scenario(options: Options, scenario: Scenario, *, tcp: bool, say: Callable[[str], None]) -> dict[str, Any]:
-    """Run all rounds of one scenario on one kind of client socket. The figures of each round and the ratios."""
+def run_rounds(options: Options, servers: list[Server], say: Callable[[str], None]) -> list[dict[str, Any]]:
+    """The rounds, the servers in turn in each, until all are done or Ctrl-C."""
+    for server in servers:
+        if warning := _warn_where_descriptors_lack(server):
+            say(f"warning: {warning}")
     rounds: list[dict[str, Any]] = []
-    with _servers(options, scenario, tcp=tcp) as servers:
+    for number in range(options.rounds):
+        figures: dict[str, Any] = {}
+        rounds.append(figures)
         for server in servers:
-            if warning := _warn_where_descriptors_lack(server):
-                say(f"warning: {warning}")
-        for number in range(options.rounds):
-            figures: dict[str, Any] = {}
-            for server in servers:
-                say(f"round {number + 1} of {options.rounds}: {server.name} ...")
-                figures[server.name] = run_load(server.plan, server.path, server.pid)
-                if figures[server.name]["interrupted"]:
-                    break
-            rounds.append(figures)
-            if any(run["interrupted"] for run in figures.values()):
-                break
-    compared = [figures for figures in rounds if len(figures) == 2]
-    plan = servers[0].plan
+            say(f"round {number + 1} of {options.rounds}: {server.name} ...")
+            figures[server.name] = run_load(server.plan, server.path, server.pid)
+            if figures[server.name]["interrupted"]:
+                return rounds
+    return rounds
+
+
+def result_of(scenario: Scenario, plan: Plan, rounds: list[dict[str, Any]]) -> dict[str, Any]:
+    """A scenario's rounds with what was asked for and the ratios; `plan` is the daemon's."""
     return {
         "scenario": scenario.name,
-        "sockets": "tcp" if tcp else "socketpair",
+        "sockets": "tcp" if plan.tcp else "socketpair",
         "streams": plan.streams,
         "total": plan.total,
         "messages": plan.messages,
@@ -166,5 +174,12 @@ def run_scenario(options: Options, scenario: Scenario, *, tcp: bool, say: Callab
         "checked": "bytes" if plan.expected else "messages",
         "numbers_in_expected": plan.expected.count(NUMBER_PLACEHOLDER),
         "rounds": rounds,
-        "ratios": _ratios(compared),
+        "ratios": _ratios([figures for figures in rounds if len(figures) == 2]),
     }
+
+
+def run_scenario(options: Options, scenario: Scenario, *, tcp: bool, say: Callable[[str], None]) -> dict[str, Any]:
+    """Run all rounds of one scenario on one kind of client socket. The figures of each round and the ratios."""
+    with _servers(options, scenario, tcp=tcp) as servers:
+        rounds = run_rounds(options, servers, say)
+    return result_of(scenario, servers[0].plan, rounds)

@@ -55,15 +55,18 @@ class Sampler:
 
     def __init__(self, pid: int) -> None:
         self._pid = pid
+        self._curve: list[tuple[int, int]] = []
         self._before = processes.usage(pid) if pid else None
         resident = self._before.resident_kib if self._before else 0
         self.memory = Memory(resident, resident, resident)
 
-    def sample(self) -> None:
+    def sample(self, message_count: int) -> None:
         """Called between slices. RuntimeError when the server is gone."""
         if self._pid:
             try:
-                self.memory.peak_kib = max(self.memory.peak_kib, processes.resident_kib(self._pid))
+                resident_kib = processes.resident_kib(self._pid)
+                self.memory.peak_kib = max(self.memory.peak_kib, resident_kib)
+                self._curve.append((message_count, resident_kib))
             except OSError as error:
                 raise RuntimeError(f"the server (process {self._pid}) ended during the run") from error
 
@@ -84,6 +87,7 @@ class Sampler:
             "cpu_us_per_stream": cpu_s * 1e6 / max(1, stream_count),
             "threads": threads,
             "memory": asdict(self.memory),
+            "memory_curve": [*self._curve, (message_count, after.resident_kib)],  # messages so far, KiB
             "memory_bytes_per_stream": (self.memory.peak_kib - self.memory.before_kib) * 1024 / max(1, open_count_max),
         }
 
@@ -119,7 +123,7 @@ def _turn_to_end(memory: Tables, sampler: Sampler, stall_timeout_s: float) -> bo
     moved_ns = time.monotonic_ns()
     try:
         while not reading.turns_until(memory, time.monotonic_ns() + _SLICE_NS):
-            sampler.sample()
+            sampler.sample(int(run.message_count))
             if progress != (int(run.byte_count), int(run.finished_count)):
                 progress = (int(run.byte_count), int(run.finished_count))
                 moved_ns = time.monotonic_ns()
@@ -173,7 +177,8 @@ def _fault(fault: np.record) -> dict[str, Any]:
 
 
 def _own_cpu_s() -> float:
-    own = resource.getrusage(resource.RUSAGE_SELF)
+    # Of this thread: an upstream of ours runs on another.
+    own = resource.getrusage(resource.RUSAGE_THREAD)
     return own.ru_utime + own.ru_stime
 
 

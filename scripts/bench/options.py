@@ -10,11 +10,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from scripts.bench import proxies
 from scripts.bench.scenarios import CUSTOM, SCENARIOS, Scenario
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+FLOOR = "floor"
+PROXY_PROTOCOLS = ("http1", "http2", "h2c")
 DEFAULT_HANDOFF = '{"prompt":"benchmark stream {number}","user_id":{number}}'
 TOTAL_MAX = 80_000_000  # streams are numbered with eight digits from 10,000,000
 
@@ -26,6 +29,8 @@ examples:
   python -m scripts.bench                       all scenarios on socketpairs, each beside the floor (two minutes)
   python -m scripts.bench --both --rounds 3     on TCP too, three pairs of each
   python -m scripts.bench --scenario paced --tcp --start-daemon '--kernel epoll'
+  python -m scripts.bench --scenario relay --both --rounds 3
+  python -m scripts.bench --scenario relay --tcp --proxy nginx --proxy-protocol http2
   python -m scripts.bench --scenario ready --baseline './other-server {socket} {interval_ms} {messages}'
   python -m scripts.bench --socket /run/daemon.sock --streams 500 --total 5000 --rate 200 --output result.json
 """
@@ -44,7 +49,9 @@ class Options:
     handoff: bytes
     expect_file: Path | None
     is_checked: bool
-    baseline: str
+    baseline: str  # a command, FLOOR, or nothing
+    proxy: str
+    proxy_protocol: str
     rounds: int
     stall_timeout_s: float
     connect_timeout_s: float
@@ -101,12 +108,28 @@ def _other_arguments(parser: argparse.ArgumentParser) -> None:
         "--baseline",
         metavar="COMMAND",
         help="run the same load in turn on another server: {socket}, {interval_ms}, {messages} are filled in; "
-        "or 'floor', a bare epoll loop (the default with a scenario), or 'none'",
+        "for a relay {upstream}, a port or a socket's path; or 'floor', a bare epoll loop (the default with a "
+        "scenario), or 'none'",
     )
     compare.add_argument("--rounds", type=int, default=1, metavar="N", help="repeat; with a baseline A B A B ...")
+    relay = parser.add_argument_group("relaying")
+    relay.add_argument(
+        "--proxy",
+        choices=tuple(proxies.PROGRAMS),
+        default="",
+        help="put it between the daemon and the upstream, with TLS",
+    )
+    relay.add_argument(
+        "--proxy-protocol",
+        choices=PROXY_PROTOCOLS,
+        default="http2",
+        help="towards the proxy: HTTP/1.1 or HTTP/2 over TLS, or HTTP/2 in the clear (default: %(default)s)",
+    )
     results = parser.add_argument_group("results")
     results.add_argument("--output", type=Path, metavar="FILE", help="all figures as JSON")
-    results.add_argument("--plot", type=Path, metavar="FILE.png", help="latency curves (needs matplotlib)")
+    results.add_argument(
+        "--plot", type=Path, metavar="FILE.png", help="latency curves, for a soak memory (needs matplotlib)"
+    )
 
 
 def _adjusted(scenario: Scenario, given: argparse.Namespace) -> Scenario:
@@ -121,10 +144,19 @@ def _adjusted(scenario: Scenario, given: argparse.Namespace) -> Scenario:
 def _baseline(given: argparse.Namespace, scenario_name: str) -> str:
     """The command of the other server; none where the floor cannot take part or nothing was said about it."""
     is_stream = given.socket_type == "stream"
-    command = given.baseline or ("none" if is_stream or scenario_name == CUSTOM.name else "floor")
-    if command == "floor":
-        return f"{shlex.quote(sys.executable)} -m scripts.bench.floor {{socket}} {{interval_ms}} {{messages}}"
+    command = given.baseline or ("none" if is_stream or scenario_name == CUSTOM.name else FLOOR)
     return "" if command == "none" else command
+
+
+def baseline_command(given: Options, scenario: Scenario) -> str:
+    """The command of the other server for one scenario, its placeholders not filled in; may be empty."""
+    if given.baseline != FLOOR:
+        return given.baseline
+    python = shlex.quote(sys.executable)
+    if not scenario.is_relayed:
+        return f"{python} -m scripts.bench.floor {{socket}} {{interval_ms}} {{messages}}"
+    # Without a pace the relay floor would have to hold what a full socket does not take, and be none any more.
+    return f"{python} -m scripts.bench.relayfloor {{socket}} {{upstream}}" if scenario.interval_ms else ""
 
 
 def _scenario_name(given: argparse.Namespace) -> str:
@@ -144,8 +176,13 @@ def _check(parser: argparse.ArgumentParser, given: argparse.Namespace, scenarios
         parser.error("--rounds is at least 1")
     if given.socket and given.start_daemon:
         parser.error("--socket names a server that runs already, --start-daemon starts one: give one of them")
-    if given.baseline == "floor" and given.socket_type == "stream":
+    if given.baseline == FLOOR and given.socket_type == "stream":
         parser.error("the floor takes handoffs on SOCK_SEQPACKET only")
+    is_relayed = any(scenario.is_relayed for scenario in scenarios)
+    if given.proxy and not is_relayed:
+        parser.error("--proxy stands before an upstream: give it with --scenario relay")
+    if is_relayed and (given.socket or given.expect_file) and given.scenario:
+        parser.error("a relay starts its own daemon and knows what must arrive: without --socket and --expect-file")
     if given.expect_file and given.no_check:
         parser.error("--expect-file and --no-check exclude each other")
 
@@ -163,7 +200,8 @@ def parse(arguments: Sequence[str] | None = None) -> Options:
     _other_arguments(parser)
     given = parser.parse_args(arguments)
     scenario_name = _scenario_name(given)
-    chosen = list(SCENARIOS.values()) if scenario_name == "all" else [SCENARIOS.get(scenario_name, CUSTOM)]
+    every = [scenario for scenario in SCENARIOS.values() if not scenario.is_soak]
+    chosen = every if scenario_name == "all" else [SCENARIOS.get(scenario_name, CUSTOM)]
     scenarios = tuple(_adjusted(scenario, given) for scenario in chosen)
     _check(parser, given, scenarios)
     return Options(
@@ -177,6 +215,8 @@ def parse(arguments: Sequence[str] | None = None) -> Options:
         expect_file=given.expect_file,
         is_checked=not given.no_check,
         baseline=_baseline(given, scenario_name),
+        proxy=given.proxy,
+        proxy_protocol=given.proxy_protocol,
         rounds=given.rounds,
         stall_timeout_s=given.stall_timeout_s,
         connect_timeout_s=given.connect_timeout_s,

@@ -22,6 +22,22 @@ def load_matplotlib() -> Any:  # noqa: ANN401 (an optional module: its types may
         raise RuntimeError("--plot needs matplotlib: pip install 'streaming-daemon[plot]'") from error
 
 
+def draw_memory(results: list[dict[str, Any]], file: Path) -> None:
+    """The daemon's VmRSS over the tokens that it has relayed, a curve for each result's first round."""
+    pyplot = load_matplotlib()
+    figure, axis = pyplot.subplots(figsize=(9, 4))
+    for result in results:
+        curve = result["rounds"][0]["daemon"]["server"]["memory_curve"]
+        label = f"{result['streams']} streams at a time, {result['sockets']}"
+        axis.plot([count / 1e6 for count, _ in curve], [kib / 1024 for _, kib in curve], label=label)
+    axis.set(xlabel="tokens relayed by one process, millions", ylabel="VmRSS, MB", ylim=(0, None))
+    axis.grid(visible=True, alpha=0.3)
+    axis.legend()
+    figure.tight_layout()
+    figure.savefig(file, dpi=120)
+    pyplot.close(figure)
+
+
 def draw(results: list[dict[str, Any]], file: Path) -> None:
     """A row for each scenario and a column for each metric: the share of values that took longer than x."""
     pyplot = load_matplotlib()

@@ -40,8 +40,12 @@ def _read_to_end(client: socket.socket, timeout_s: float) -> bytes:
         received += piece
 
 
-def learn(path: str, socket_type: socket.SocketKind, handoff: bytes, timeout_s: float) -> bytes:
+def learn(
+    path: str, socket_type: socket.SocketKind, handoff: bytes, timeout_s: float, *, head: bytes = STANDARD_HEAD
+) -> bytes:
     """The whole response to one stream, its own number replaced by {number}. ProbeError where it is none.
+
+    It must begin with `head`, whole or the beginning of one.
 
     What a server does wrong every time cannot be seen this way: give the expected body in a file for that.
     """
@@ -54,8 +58,9 @@ def learn(path: str, socket_type: socket.SocketKind, handoff: bytes, timeout_s: 
             response = _read_to_end(client, timeout_s)
         except OSError as error:
             raise ProbeError(f"the stream before the run failed: {error}") from error
-    if not response.startswith(STANDARD_HEAD):
-        raise ProbeError(f"the stream before the run did not begin with the standard head: {response[:300]!r}")
+    if not response.startswith(head):
+        wanted = "the standard head" if head == STANDARD_HEAD else repr(head)
+        raise ProbeError(f"the stream before the run did not begin with {wanted}: {response[:300]!r}")
     if not response.endswith(_DONE):
         raise ProbeError(f"the stream before the run did not end with [DONE]: {response[-300:]!r}")
     return without_comments(response).replace(b"%d" % _PROBE_NUMBER, NUMBER_PLACEHOLDER)

@@ -109,6 +109,44 @@ def scenario_lines(result: dict[str, Any]) -> list[str]:
     for figure, ratio in result["ratios"].items():
         each = " ".join(f"{value:.3f}" for value in ratio["each"])
         lines.append(f"{figure.replace('_', ' ')}, daemon over baseline: median {ratio['median']:.3f} of {each}")
+    return lines + (relay_lines(result) if "relay" in result else [])
+
+
+def _length_line(result: dict[str, Any]) -> str:
+    """How long the streams took, of the median run of each server: a relay must neither stretch nor cut them."""
+    parts: list[str] = []
+    for name in ("daemon", "baseline"):
+        if any(name in figures for figures in result["rounds"]):
+            row = median_run(result, name)["latencies_ns"]["whole_stream"]
+            shown = [_milliseconds(row[column]) if row["count"] else "-" for column in ("p50", "p99")]
+            parts.append(f"{name} {' '.join(shown)}")
+    return f"  length of streams p50 p99, ms: {', '.join(parts)}"
+
+
+def relay_lines(result: dict[str, Any]) -> list[str]:
+    """What is measured of relays alone. CPU is by tokens, since a floor's framing counts as messages."""
+    relay = result["relay"]
+    through = f" through {relay['proxy']} ({relay['proxy_protocol']})" if relay["proxy"] else ""
+    lines = [f"relayed{through}:"]
+    for name in ("daemon", "baseline"):
+        each = [figures[name]["server"].get("cpu_us_per_token", 0.0) for figures in result["rounds"] if name in figures]
+        if each:
+            lines.append(f"  CPU us per token, {name}: {' '.join(f'{value:.2f}' for value in each)}")
+    lines.append(_length_line(result))
+    for title, rows in (
+        ("added to the first token", relay.get("added_to_first_token_ms", {})),
+        ("client gone to upstream closed", relay.get("client_gone_ms", {})),
+    ):
+        for name, row in rows.items():
+            if row["count"]:
+                cells = " ".join(f"{column} {row[column]:.3f}" for column in ("p50", "p99", "max"))
+                lines.append(f"  {title}, {name}, ms: {cells} ({row['count']} streams)")
+    upstream = relay["upstream"]
+    lines.append(
+        f"  upstream: {upstream['request_count']:,} requests on {upstream['accepted_count']:,} connections, "
+        f"{upstream['token_sent_count']:,} tokens, {upstream['aborted_count']:,} cut; "
+        f"its latest token left {_milliseconds(upstream['late_ns_max'])} ms late"
+    )
     return lines
 
 

@@ -18,6 +18,8 @@ class Scenario:
     messages: int | None  # None: as many as the server sends
     interval_ms: float
     rate_per_s: float
+    is_relayed: bool = False  # the tokens come from an upstream (`relay`), and `messages` is how many
+    is_soak: bool = False  # its picture is of memory, and it runs only where it is asked for
 
     def daemon_arguments(self) -> list[str]:
         """Arguments that make the daemon's mock backend keep the scenario's pace."""
@@ -39,6 +41,18 @@ SCENARIOS = {
         Scenario("ready", "admission: short streams, all at once", 500, 20_000, MOCK_MESSAGES, 0.0, 0.0),
         Scenario("first-byte", "one stream at a time: time to its first byte", 1, 500, MOCK_MESSAGES, 0.0, 0.0),
         Scenario("hold", "pace and memory of as many as fit", 9_000, 9_000, 200, 50.0, 3_000.0),
+        Scenario("relay", "CPU per relayed token, pace, and cancelling", 500, 2_500, 100, 20.0, 500.0, is_relayed=True),
+        Scenario(
+            "relay-soak",
+            "memory over ten million relayed tokens",
+            16,
+            10_000,
+            1_000,
+            0.0,
+            0.0,
+            is_relayed=True,
+            is_soak=True,
+        ),
     )
 }
 CUSTOM = Scenario("custom", "what the options say", 100, 1_000, None, 0.0, 0.0)
