@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from prometheus_client import Metric
 
     from backends.openai.accounts import RelayAccounts, UpstreamAccounts
+    from daemon.plane.table import Plane
 
 UPSTREAM = PREFIX + "upstream_"
 INTER_TOKEN_BUCKETS_S = TOKEN_BOUNDS_S
@@ -204,6 +205,12 @@ class RelayCollector(Collector):
             assert len(counts) == len(INTER_TOKEN_BUCKETS_S) + 1
             between.add_metric([upstream, model], _cumulative(INTER_TOKEN_BUCKETS_S, counts), sum_s)
         yield between
+
+
+def inter_token_of(plane: Plane, names: Sequence[tuple[str, str]]) -> Iterator[tuple[str, str, list[int], float]]:
+    """What the data plane has counted, for `RelayCollector`. `names[n]` are upstream and model of its series n."""
+    for (upstream, model), words in zip(names, plane.gaps.tolist(), strict=False):
+        yield upstream, model, words[: len(INTER_TOKEN_BUCKETS_S) + 1], words[-1] / 1e9
 
 
 def _attempts(accounts: UpstreamAccounts) -> int:

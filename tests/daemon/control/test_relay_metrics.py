@@ -19,7 +19,8 @@ from backends.relay import FailureKind, Outcome
 from config.settings import Settings
 from daemon.control.accounts import Accounts
 from daemon.control.metrics import DaemonCollector, MetricsPage
-from daemon.control.relay_metrics import INTER_TOKEN_BUCKETS_S, RelayCollector
+from daemon.control.relay_metrics import INTER_TOKEN_BUCKETS_S, RelayCollector, inter_token_of
+from daemon.plane.relay_table import GAP_BOUNDS_NS, GAP_WORDS
 from daemon.plane.table import allocate
 
 if TYPE_CHECKING:
@@ -157,6 +158,16 @@ def test_gaps_between_tokens_come_from_the_plane() -> None:
     assert found[key(name + "_bucket", **labels, le="2.5")] == 7
     assert found[key(name + "_bucket", **labels, le="+Inf")] == 8
     assert found[key(name + "_sum", **labels)] == 4.5
+
+
+def test_the_planes_histogram_is_the_one_that_is_shown() -> None:
+    assert [bound_ns / 1e9 for bound_ns in GAP_BOUNDS_NS] == list(INTER_TOKEN_BUCKETS_S)
+    assert GAP_WORDS > len(GAP_BOUNDS_NS) + 1
+    plane = allocate(Settings())
+    plane.gaps[1, 0], plane.gaps[1, len(GAP_BOUNDS_NS)], plane.gaps[1, -1] = 2, 1, 9_020_000_000
+    first, second = inter_token_of(plane, [("a", "llama"), ("b", "llama")])
+    assert first == ("a", "llama", [0] * 14, 0.0)
+    assert second == ("b", "llama", [2, *[0] * 12, 1], 9.02)
 
 
 def test_a_label_cannot_break_the_page() -> None:
