@@ -1,8 +1,8 @@
 """What a backend is: a class that is given a request and says where the bytes of its stream come from.
 
-A backend overrides one of two methods. `open` describes a stream that the data plane makes by itself (main thread, must
-not block). `chunks` yields its pieces (on a thread of the pool, may block). docs/backends.md has an example.
-Nothing here knows the daemon.
+A backend overrides one of two methods. `open` describes a stream that needs no thread of the pool: the data plane
+makes it, or relays an upstream's (main thread, must not block). `chunks` yields its pieces (on a thread of the pool,
+may block). docs/backends.md has an example. Nothing here knows the daemon.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ from backends.sse import DONE, escape
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
+
+    from backends.relay import Relay
 
 TEXT_BYTES_MAX = 64
 PROMPT_DEFAULT = "Hello"
@@ -40,6 +42,10 @@ class BackendError(Exception):
         super().__init__(message)
         self.status = status
         self.message = str(message)  # an exception is often given in place of its text
+
+
+class OptionError(ValueError):
+    """An option cannot be used: raised by a constructor or a reload. The message names the key, and what is right."""
 
 
 class BodyTruncated(Exception):  # noqa: N818  (the condition has this name everywhere in the project)
@@ -124,7 +130,7 @@ class Request:
     def __init__(self, fields: Fields, raw: bytes = b"", headers: Mapping[str, str] | None = None) -> None:
         """`raw` is the JSON that `fields` came from; `headers` those of an HTTP request, in lower case."""
         self.fields = fields
-        self.raw = raw
+        self.raw = b"" if raw == b"\0" else raw  # one NUL byte stands for an empty handoff
         self.headers: Mapping[str, str] = headers or {}
         self.body: Iterator[bytes] = iter(())
         self.control: Control = _NEVER
@@ -235,8 +241,14 @@ class Backend:
         """Every script that `open` may name. Asked once, at start."""
         return ()
 
-    def open(self, request: Request) -> Paced | None:  # noqa: ARG002
-        """A stream that the plane can make, or None where `chunks` is to be used. Main thread: must not block."""
+    def close(self) -> None:
+        """The daemon ends, and no stream is left. Main thread."""
+
+    def open(self, request: Request) -> Paced | Relay | None:  # noqa: ARG002
+        """A stream that needs no thread, or None where `chunks` is to be used. Main thread: must not block.
+
+        A BackendError or a RelayError refuses the request.
+        """
         return None
 
     def chunks(self, request: Request) -> Iterator[str | bytes]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from backends.interface import Backend
+from backends.interface import Backend, OptionError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 
 # Always there, because they import nothing else.
 _BUILT_IN = {"mock": "backends.mock:Mock", "echo": "backends.echo:Echo"}
+# Only there where something is to be relayed from: it imports more, and an error in its section is one at start.
+_OPENAI = "openai"
+_OPENAI_PATH = "backends.openai:OpenAI"
 _CLASS_KEY = "class"
 
 
@@ -34,6 +37,8 @@ class Registry:
         self._backends: dict[str, Backend] = {}
         for name, path in _BUILT_IN.items():
             self._backends[name] = _construct(name, path, _options(settings, name))
+        if settings.uses_openai and _OPENAI not in settings.backend.others:
+            self._backends[_OPENAI] = _construct(_OPENAI, _OPENAI_PATH, _options(settings, _OPENAI))
         for name, section in settings.backend.others.items():
             own = section.get(_CLASS_KEY)
             if name in _BUILT_IN and own is None:
@@ -60,11 +65,19 @@ class Registry:
         for name, backend in self._backends.items():
             backend.reload(_options(settings, name))
 
+    def close(self) -> None:
+        """The daemon ends: every backend lets go of what it holds."""
+        for backend in self._backends.values():
+            backend.close()
+
 
 def _options(settings: Settings, name: str) -> Mapping[str, Any]:
     if name == "mock" and name not in settings.backend.others:
         options: dict[str, Any] = msgspec.to_builtins(settings.backend.mock)
         return {**options, "message_delay_ms": settings.streaming.message_delay_ms}
+    if name == _OPENAI and name not in settings.backend.others:
+        relayed: dict[str, Any] = msgspec.to_builtins(settings.backend.openai)
+        return relayed
     return {key: value for key, value in settings.backend.others.get(name, {}).items() if key != _CLASS_KEY}
 
 
@@ -85,5 +98,9 @@ def _construct(name: str, path: str, options: Mapping[str, Any]) -> Backend:
         raise RegistryError(f"{where}: {class_name} overrides neither open nor chunks")
     try:
         return found(options)
+    except OptionError as error:
+        told = str(error)
+        # Ours name the whole key, which says where it stands.
+        raise RegistryError(told if told.startswith(f"backend.{name}") else f"[backend.{name}]: {told}") from error
     except (ValueError, TypeError, KeyError, OSError) as error:
         raise RegistryError(f"{where}: {type(error).__name__}: {error}") from error

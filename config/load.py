@@ -9,11 +9,25 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
+
+import msgspec
 
 from config import command_line
 from config.command_line import Action
-from config.schema import KEYS, OTHERS, SECTIONS, ConfigError, check, check_text, shown, shown_setting, value_of
+from config.schema import (
+    KEYS,
+    OTHERS,
+    SECTIONS,
+    TABLES,
+    ConfigError,
+    check,
+    check_text,
+    given,
+    shown,
+    shown_setting,
+    value_of,
+)
 from config.settings import Settings
 from config.toml_file import read_file
 
@@ -29,7 +43,15 @@ PLACES = (
 )
 """Where a file is looked for when --config names none; the first that exists is read, and no other."""
 
-ENVIRONMENT = {"MOCK_LATENCY_MS": "backend.mock.latency_ms"}
+ENVIRONMENT = {
+    "MOCK_LATENCY_MS": "backend.mock.latency_ms",
+    "OPENAI_API_KEY": "backend.openai.api_key",
+    "OPENAI_API_BASE": "backend.openai.api_base",
+    "OPENAI_API_SOCKET": "backend.openai.api_socket",
+    "OPENAI_MODEL": "backend.openai.model",
+    "OPENAI_HTTP2_ENABLED": "backend.openai.http2_enabled",
+    "OPENAI_INSECURE_SSL": "backend.openai.insecure_ssl",
+}
 """Variables that set a value; an empty one counts as absent."""
 
 
@@ -105,7 +127,15 @@ def _settings(values: Mapping[str, Any], others: dict[str, dict[str, Any]]) -> S
 
 def describe(loaded: Loaded) -> str:
     """One line for each setting, `section.key = value  (from)`, in columns. Secrets are masked."""
-    rows = [(path, shown_setting(path, value_of(loaded.settings, path)), loaded.provenance[path]) for path in KEYS]
+    rows: list[tuple[str, str, str]] = []
+    for path in KEYS:
+        value, origin = value_of(loaded.settings, path), loaded.provenance[path]
+        if path in TABLES and value:
+            tables = cast("tuple[msgspec.Struct, ...]", value)
+            for index, table in enumerate(tables):
+                rows += [(f"{path}[{index}].{name}", shown(name, item), origin) for name, item in given(table).items()]
+        else:
+            rows.append((path, shown_setting(path, value), origin))
     for name, options in loaded.settings.backend.others.items():
         for key, value in options.items():
             path = f"backend.{name}.{key}"
@@ -123,9 +153,9 @@ def reload_difference(old: Settings, new: Settings) -> tuple[list[str], list[str
     """Which settings differ, by `section.key`: those that take effect at once, and those that need a restart."""
     applied: list[str] = []
     needs_restart: list[str] = []
-    for path, key in KEYS.items():
+    for path in KEYS:
         if value_of(old, path) != value_of(new, path):
-            (applied if key.is_reloadable else needs_restart).append(path)
+            (applied if _is_taken(path, old) else needs_restart).append(path)
     before, after = _other_options(old), _other_options(new)
     for option in sorted(before.keys() | after.keys()):
         if before.get(option) != after.get(option):
@@ -136,12 +166,17 @@ def reload_difference(old: Settings, new: Settings) -> tuple[list[str], list[str
 
 def reloaded(old: Settings, new: Settings) -> Settings:
     """The old settings with what `reload_difference` calls applied: what is in force after a reload."""
-    values = {path: value_of(new if key.is_reloadable else old, path) for path, key in KEYS.items()}
+    values = {path: value_of(new if _is_taken(path, old) else old, path) for path in KEYS}
     others = {
         name: new.backend.others[name] if _keeps_class(name, old, new) else options
         for name, options in old.backend.others.items()
     }
     return _settings(values, others)
+
+
+def _is_taken(path: str, old: Settings) -> bool:
+    """Whether a reload puts a changed value in force. A backend that was not made at start is not made by a reload."""
+    return KEYS[path].is_reloadable and (old.uses_openai or not path.startswith("backend.openai."))
 
 
 def _other_options(settings: Settings) -> dict[tuple[str, str], object]:

@@ -9,13 +9,15 @@ from __future__ import annotations
 import difflib
 import json
 import re
+import types
 import typing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import msgspec
 from msgspec import inspect
 
+from config.headers import fault
 from config.settings import Backend, Settings
 
 OTHERS = "others"
@@ -25,6 +27,13 @@ POWERS_OF_TWO = frozenset({"performance.submission_entries", "performance.output
 OCTAL = frozenset({"server.socket_mode"})
 _OCTAL_TEXT = re.compile(r"(0o)?([0-7]{1,6})")
 _INTEGER_TEXT = re.compile(r"[+-]?[0-9]{1,20}")
+_BOOLEAN_TEXTS = {
+    **dict.fromkeys(("true", "1", "yes", "on"), True),
+    **dict.fromkeys(("false", "0", "no", "off"), False),
+}
+_BOOLEAN_WORDS = "true or false (or 1, 0, yes, no, on, off)"
+_BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
+_USER_INFO = re.compile(r"//[^/?#\s]*@")
 _WORDS = re.compile(r"[A-Z]?[a-z0-9]+|[A-Z]+(?![a-z])")
 _SECRET_WORDS = frozenset(
     {
@@ -32,7 +41,11 @@ _SECRET_WORDS = frozenset(
         *("authorization", "cookie", "credential", "credentials"),
     }
 )
+# What a number with such a word at its end is: a measure, whatever else its name speaks of (first_token_timeout_ms).
+_MEASURES = frozenset({"ms", "s", "max", "min", "bytes", "count", "percent"})
 MASK = "********"
+HEADERS = "headers"
+"""A table of headers: any of them may hold a secret, so their values are not shown, and their form is checked."""
 
 
 class ConfigError(Exception):
@@ -56,12 +69,26 @@ class Key:
         """`section.key`, the name by which messages and provenance know it."""
         return f"{self.section}.{self.name}"
 
+    @property
+    def is_required(self) -> bool:
+        """Whether a table is no table without it."""
+        return self.default is msgspec.NODEFAULT
+
+
+def _without_none(annotation: Any) -> Any:  # noqa: ANN401  (annotations have no type of their own)
+    """What a key of a table holds where it is given: None stands for what was left out, and no file can write it."""
+    if typing.get_origin(annotation) in {typing.Union, types.UnionType}:
+        kinds = [kind for kind in typing.get_args(annotation) if kind is not type(None)]
+        return kinds[0] if len(kinds) == 1 else annotation
+    return annotation
+
 
 def _section_keys(section: str, struct: type[msgspec.Struct]) -> list[Key]:
     annotations = typing.get_type_hints(struct, include_extras=True)
     keys: list[Key] = []
     for field in msgspec.structs.fields(struct):
-        described = inspect.type_info(annotations[field.name])
+        annotation = _without_none(annotations[field.name])
+        described = inspect.type_info(annotation)
         words: dict[str, Any] = {}
         extra: dict[str, Any] = {}
         while isinstance(described, inspect.Metadata):
@@ -72,13 +99,12 @@ def _section_keys(section: str, struct: type[msgspec.Struct]) -> list[Key]:
         default = field.default if field.default is not msgspec.NODEFAULT else msgspec.NODEFAULT
         if default is msgspec.NODEFAULT and callable(field.default_factory):
             default = field.default_factory()
-        assert default is not msgspec.NODEFAULT, f"{section}.{field.name} has no default"
         keys.append(
             Key(
                 section=section,
                 name=field.name,
                 default=default,
-                annotation=annotations[field.name],
+                annotation=annotation,
                 type=described,
                 description=words.get("description", ""),
                 is_reloadable=bool(extra.get("reloadable")),
@@ -102,6 +128,22 @@ KEYS: dict[str, Key] = {key.path: key for section, struct in SECTIONS.items() fo
 """Every setting by `section.key`, in the same order."""
 
 
+def _item_struct(key: Key) -> type[msgspec.Struct] | None:
+    described = key.type.item_type if isinstance(key.type, inspect.VarTupleType) else None
+    return described.cls if isinstance(described, inspect.StructType) else None
+
+
+TABLES: dict[str, type[msgspec.Struct]] = {
+    path: struct for path, key in KEYS.items() if (struct := _item_struct(key)) is not None
+}
+"""Settings that are lists of tables (`[[section.key]]`), and the struct of one table."""
+
+TABLE_KEYS: dict[str, dict[str, Key]] = {
+    path: {key.name: key for key in _section_keys(f"{path}[]", struct)} for path, struct in TABLES.items()
+}
+"""The keys of such a table, by name."""
+
+
 def value_of(settings: Settings, path: str) -> object:
     """The value of one setting."""
     value: object = settings
@@ -119,25 +161,69 @@ def check(path: str, value: object, origin: str, shown_as: str | None = None) ->
     Raises:
         ConfigError: wrong type, out of range, or not a power of two where one is needed.
     """
-    key = KEYS[path]
-    candidate = _octal(value) if path in OCTAL else value
+    if path in TABLES:
+        return _checked_tables(KEYS[path], value, origin)
+    return _checked(KEYS[path], value, origin, shown_as)
+
+
+def _checked(key: Key, value: object, origin: str, shown_as: str | None = None) -> object:
+    candidate = _octal(value) if key.path in OCTAL else value
     try:
         accepted: object = msgspec.convert(candidate, key.annotation)
     except (msgspec.ValidationError, OverflowError) as error:
         raise _refused(key, value, origin, shown_as) from error
     # A float is no integer here, even one that msgspec would take for it: 5.0 connections are a mistake.
     is_float_for_integer = isinstance(key.type, inspect.IntType) and not isinstance(candidate, int)
-    is_power = path not in POWERS_OF_TWO or (isinstance(accepted, int) and accepted.bit_count() == 1)
+    is_power = key.path not in POWERS_OF_TWO or (isinstance(accepted, int) and accepted.bit_count() == 1)
     if is_float_for_integer or not is_power:
         raise _refused(key, value, origin, shown_as)
+    if key.name == HEADERS:
+        found = fault(cast("dict[str, str]", accepted))
+        if found:
+            raise ConfigError(f"{origin}: {key.path}: {found}")
     return accepted
+
+
+def _checked_tables(key: Key, value: object, origin: str) -> tuple[msgspec.Struct, ...]:
+    most = getattr(key.type, "max_length", None) or 0
+    tables = cast("list[object]", value) if isinstance(value, list | tuple) else None
+    if tables is None or not all(isinstance(table, dict) for table in tables) or len(tables) > most:
+        raise _refused(key, value, origin)
+    checked = tuple(_checked_table(key.path, index, table, origin) for index, table in enumerate(tables))
+    seen: dict[object, int] = {}
+    for index, name in enumerate(getattr(table, "name", index) for index, table in enumerate(checked)):
+        if seen.setdefault(name, index) != index:
+            where = f"{key.path}[{index}].name = {shown('name', name)}"
+            raise ConfigError(f"{origin}: {where} is refused: {key.path}[{seen[name]}] has it already")
+    return checked
+
+
+def _checked_table(path: str, index: int, table: object, origin: str) -> msgspec.Struct:
+    section, keys = f"{path}[{index}]", TABLE_KEYS[path]
+    values: dict[str, Any] = {}
+    for name, value in cast("dict[str, object]", table).items():
+        if name not in keys:
+            close = difflib.get_close_matches(name, keys, n=1)
+            end = f"; did you mean {section}.{close[0]}?" if close else f"; known are {', '.join(keys)}"
+            raise ConfigError(f"{origin}: unknown key {section}.{name}{end}")
+        values[name] = _checked(replace(keys[name], section=section), value, origin)
+    for name, key in keys.items():
+        if key.is_required and name not in values:
+            raise ConfigError(f"{origin}: {section}.{name} is missing: it is {permitted(key)}")
+    return TABLES[path](**values)
 
 
 def check_text(path: str, text: str, origin: str, shown_as: str | None = None) -> object:
     """The same for a value of the command line or the environment, where everything is text."""
-    is_number = isinstance(KEYS[path].type, inspect.IntType) and path not in OCTAL
-    value = int(text) if is_number and _INTEGER_TEXT.fullmatch(text) else text
-    return check(path, value, origin, shown_as)
+    key = KEYS[path]
+    if isinstance(key.type, inspect.BoolType):
+        value = _BOOLEAN_TEXTS.get(text.lower())
+        if value is None:
+            raise _refused(key, text, origin, shown_as, _BOOLEAN_WORDS)
+        return value
+    is_number = isinstance(key.type, inspect.IntType) and path not in OCTAL
+    number = int(text) if is_number and _INTEGER_TEXT.fullmatch(text) else text
+    return check(path, number, origin, shown_as)
 
 
 def _octal(value: object) -> int | None:
@@ -146,12 +232,16 @@ def _octal(value: object) -> int | None:
     return int(found[2], 8) if found else None
 
 
-def _refused(key: Key, value: object, origin: str, shown_as: str | None) -> ConfigError:
+def _refused(
+    key: Key, value: object, origin: str, shown_as: str | None = None, right: str | None = None
+) -> ConfigError:
     name = key.path if shown_as is None else f"{shown_as} ({key.path})"
     hint = ""
     if key.path in OCTAL and type(value) is int and 0 <= value <= (getattr(key.type, "le", None) or 0):
         hint = f'; as a decimal number it would be "{value:04o}"'
-    return ConfigError(f"{origin}: {name} = {shown(key.name, value)} is refused: permitted is {permitted(key)}{hint}")
+    return ConfigError(
+        f"{origin}: {name} = {shown(key.name, value)} is refused: permitted is {right or permitted(key)}{hint}"
+    )
 
 
 def permitted(key: Key) -> str:
@@ -160,6 +250,8 @@ def permitted(key: Key) -> str:
         low, high = getattr(key.type, "ge", None), getattr(key.type, "le", None)
         return f'a string of octal digits, "{low or 0:04o}" to "{high or 0:04o}"'
     words = " or ".join(f'"{choice}"' for choice in choices(key)) or _described(key.type)
+    if key.path in TABLES:
+        return f"{words}, written as [[{key.path}]]"
     return words.replace("an integer", "a power of two", 1) if key.path in POWERS_OF_TWO else words
 
 
@@ -183,13 +275,25 @@ def _described(described: inspect.Type) -> str:
     if isinstance(described, inspect.IntType | inspect.FloatType):
         return ("an integer" if isinstance(described, inspect.IntType) else "a number") + _bounds(described)
     if isinstance(described, inspect.StrType):
+        if described.pattern is not None:
+            return f"a string that matches {described.pattern}"
         return "a string" + _lengths(described.min_length, described.max_length, "character")
-    if isinstance(described, inspect.VarTupleType | inspect.ListType):
-        item = _described(described.item_type)
-        return f"a list{_lengths(described.min_length, described.max_length, 'item')}, each {item}"
+    if isinstance(described, inspect.VarTupleType | inspect.ListType | inspect.DictType):
+        return _described_collection(described)
     if isinstance(described, inspect.UnionType):
         return " or ".join(_described(one) for one in described.types)
-    return type(described).__name__.removesuffix("Type").lower()
+    return (
+        "a table"
+        if isinstance(described, inspect.StructType)
+        else type(described).__name__.removesuffix("Type").lower()
+    )
+
+
+def _described_collection(described: inspect.VarTupleType | inspect.ListType | inspect.DictType) -> str:
+    lengths = _lengths(described.min_length, described.max_length, "item")
+    if isinstance(described, inspect.DictType):
+        return f"a table{lengths}, each {_described(described.value_type)}"
+    return f"a list{lengths}, each {_described(described.item_type)}"
 
 
 def _bounds(number: inspect.IntType | inspect.FloatType) -> str:
@@ -214,26 +318,41 @@ def _lengths(low: int | None, high: int | None, unit: str) -> str:
 
 def is_secret(name: str, value: object) -> bool:
     """Whether a value must not be printed. A count of tokens is no secret, so the plural counts for text alone."""
-    words = {word.lower() for word in _WORDS.findall(name)}
-    if isinstance(value, bool):
+    words = [word.lower() for word in _WORDS.findall(name)]
+    is_number = isinstance(value, int | float)
+    # A file's name says where the secret is, and is worth seeing.
+    if isinstance(value, bool) or words[-1:] == ["file"] or (is_number and words and words[-1] in _MEASURES):
         return False
-    return bool(words & _SECRET_WORDS) or ("tokens" in words and not isinstance(value, int | float))
+    return not _SECRET_WORDS.isdisjoint(words) or ("tokens" in words and not is_number)
 
 
 def shown(name: str, value: object) -> str:
-    """A value as TOML writes it, masked where the key's name says that it is a secret."""
+    """A value as TOML writes it, masked where the key's name says that it is a secret, and so are headers."""
     if value not in ("", None) and is_secret(name, value):
         return MASK
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, str):
-        return json.dumps(value, ensure_ascii=False)
+        return json.dumps(_USER_INFO.sub(f"//{MASK}@", value), ensure_ascii=False)
+    if isinstance(value, msgspec.Struct):
+        value = given(value)
     if isinstance(value, dict):
         items = cast("dict[str, Any]", value).items()
-        return "{ " + ", ".join(f"{key} = {shown(key, item)}" for key, item in items) + " }" if items else "{}"
+        inside = ", ".join(_shown_member(name, key, item) for key, item in items)
+        return f"{{ {inside} }}" if items else "{}"
     if isinstance(value, list | tuple):
         return "[" + ", ".join(shown("", item) for item in cast("list[Any]", value)) + "]"
     return str(value)
+
+
+def _shown_member(name: str, key: str, value: object) -> str:
+    written = key if _BARE_KEY.fullmatch(key) else json.dumps(key, ensure_ascii=False)
+    return f"{written} = {MASK if name == HEADERS and isinstance(value, str) and value else shown(key, value)}"
+
+
+def given(table: msgspec.Struct) -> dict[str, object]:
+    """What a table of a list sets itself; None is what it leaves to its section."""
+    return {name: value for name, value in msgspec.structs.asdict(table).items() if value is not None}
 
 
 def shown_setting(path: str, value: object) -> str:

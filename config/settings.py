@@ -1,8 +1,7 @@
 """Every limit in the system, with its unit and its reason: frozen structs whose bounds msgspec checks.
 
-Attribute names are the configuration's keys; the section is the struct. Nothing of ours is imported here. Fields
-marked `RELOADABLE` take effect on SIGHUP; any other change needs a restart. `docs/settings.md` and the example file are
-generated from this module by scripts/generate_reference.py.
+Attribute names are the configuration's keys; the section is the struct. `docs/settings.md` and the example file are
+generated from this module and config/openai.py by scripts/generate_reference.py.
 """
 
 from __future__ import annotations
@@ -12,13 +11,11 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta
 
-RELOADABLE = {"reloadable": True}
+from config.declaring import reloadable
+from config.openai import OpenAIBackend
+
 Identity = Annotated[int, Meta(ge=0, le=(1 << 32) - 2)]
 """A user's or a group's number. The largest of 32 bits is none: the kernel says it for a peer that it cannot name."""
-
-
-def _reloadable(description: str, ge: int | None = None, le: int | None = None) -> Meta:
-    return Meta(description=description, extra=RELOADABLE, ge=ge, le=le)
 
 
 class Server(msgspec.Struct, frozen=True, kw_only=True):
@@ -58,31 +55,31 @@ class Timeouts(msgspec.Struct, frozen=True, kw_only=True):
     """Every wait's end."""
 
     handoff_timeout_ms: Annotated[
-        int, _reloadable("a peer that connects must have spoken by then", ge=10, le=600_000)
+        int, reloadable("a peer that connects must have spoken by then", ge=10, le=600_000)
     ] = 5000
-    queue_timeout_ms: Annotated[int, _reloadable("wait for a free worker, then 503; 0 = none", ge=0, le=3_600_000)] = (
+    queue_timeout_ms: Annotated[int, reloadable("wait for a free worker, then 503; 0 = none", ge=0, le=3_600_000)] = (
         30_000
     )
     first_byte_timeout_ms: Annotated[
-        int, _reloadable("wait for a backend's first byte, then 504; 0 = none", ge=0, le=3_600_000)
+        int, reloadable("wait for a backend's first byte, then 504; 0 = none", ge=0, le=3_600_000)
     ] = 60_000
     silence_timeout_ms: Annotated[
-        int, _reloadable("silence of a backend between two pieces; 0 = none", ge=0, le=3_600_000)
+        int, reloadable("silence of a backend between two pieces; 0 = none", ge=0, le=3_600_000)
     ] = 120_000
-    stream_timeout_ms: Annotated[int, _reloadable("a whole stream; 0 = none", ge=0, le=86_400_000)] = 3_600_000
-    write_timeout_ms: Annotated[int, _reloadable("a client that does not read is cut", ge=1, le=300_000)] = 30_000
-    linger_timeout_ms: Annotated[int, _reloadable("time for a refused client to read its answer", ge=0, le=60_000)] = (
+    stream_timeout_ms: Annotated[int, reloadable("a whole stream; 0 = none", ge=0, le=86_400_000)] = 3_600_000
+    write_timeout_ms: Annotated[int, reloadable("a client that does not read is cut", ge=1, le=300_000)] = 30_000
+    linger_timeout_ms: Annotated[int, reloadable("time for a refused client to read its answer", ge=0, le=60_000)] = (
         2000
     )
-    shutdown_timeout_s: Annotated[int, _reloadable("time for live streams to finish at shutdown", ge=1, le=3600)] = 120
+    shutdown_timeout_s: Annotated[int, reloadable("time for live streams to finish at shutdown", ge=1, le=3600)] = 120
 
 
 class Streaming(msgspec.Struct, frozen=True, kw_only=True):
     """How streams are sent."""
 
-    message_delay_ms: Annotated[int, _reloadable("between two messages of the mock backend", ge=0, le=60_000)] = 50
+    message_delay_ms: Annotated[int, reloadable("between two messages of the mock backend", ge=0, le=60_000)] = 50
     keep_alive_ms: Annotated[
-        int, _reloadable("silence after which a keep-alive comment is sent; 0 = off", ge=0, le=3_600_000)
+        int, reloadable("silence after which a keep-alive comment is sent; 0 = off", ge=0, le=3_600_000)
     ] = 10_000
     half_close: Annotated[Literal["gone", "keep"], Meta(description="what a client's FIN means")] = "gone"
     linger_bytes_max: Annotated[int, Meta(ge=0, le=1 << 30, description="unread input discarded before closing")] = (
@@ -128,9 +125,9 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     response_head_bytes_max: Annotated[
         int, Meta(ge=512, le=3072, description="response head with a handoff's own headers")
     ] = 3072
-    streams_per_user: Annotated[int, _reloadable("streams one user_id may hold; 0 = no limit", ge=0, le=1_000_000)] = 0
+    streams_per_user: Annotated[int, reloadable("streams one user_id may hold; 0 = no limit", ge=0, le=1_000_000)] = 0
     requests_per_minute_per_user: Annotated[
-        int, _reloadable("streams one user_id may start a minute; 0 = no limit", ge=0, le=1_000_000)
+        int, reloadable("streams one user_id may start a minute; 0 = no limit", ge=0, le=1_000_000)
     ] = 0
     credit_bytes: Annotated[
         int, Meta(ge=4096, le=1 << 30, description="bytes a backend may have unsent per stream")
@@ -151,10 +148,8 @@ class Monitoring(msgspec.Struct, frozen=True, kw_only=True):
 class Logging(msgspec.Struct, frozen=True, kw_only=True):
     """What is logged, on standard error."""
 
-    level: Annotated[Literal["debug", "info", "warning", "error"], _reloadable("least severity that is logged")] = (
-        "info"
-    )
-    format: Annotated[Literal["text", "json"], _reloadable("form of a line")] = "text"
+    level: Annotated[Literal["debug", "info", "warning", "error"], reloadable("least severity that is logged")] = "info"
+    format: Annotated[Literal["text", "json"], reloadable("form of a line")] = "text"
 
 
 class MockBackend(msgspec.Struct, frozen=True, kw_only=True):
@@ -174,6 +169,7 @@ class Backend(msgspec.Struct, frozen=True, kw_only=True):
     """Sections of backends. A backend of the project has a typed field; a user's own is in `others`, by name."""
 
     mock: MockBackend = MockBackend()
+    openai: OpenAIBackend = OpenAIBackend()
     others: dict[str, dict[str, Any]] = {}
 
 
@@ -189,3 +185,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     monitoring: Monitoring = Monitoring()
     logging: Logging = Logging()
     backend: Backend = Backend()
+
+    @property
+    def uses_openai(self) -> bool:
+        """Whether the backend `openai` is made: it is the default, or something is set that it could relay from."""
+        return self.server.backend == "openai" or self.backend.openai.is_configured

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from config.command_line import OPTIONS
 from config.load import ENVIRONMENT, PLACES
-from config.schema import KEYS, SECTIONS, permitted, shown_setting
+from config.schema import KEYS, SECTIONS, TABLE_KEYS, permitted, shown_setting
 from config.toml_file import C_KEYS
 
 if TYPE_CHECKING:
@@ -28,7 +28,17 @@ WIDTH = 100
 SWITCHED_ON = {"monitoring.metrics_port": 9090}
 """What the example sets: metrics are off by default, as the C daemon's, but who copies a file wants them."""
 
-NOTE = "<!-- Generated from config/settings.py by scripts/generate_reference.py: edit there, not here. -->"
+SOURCES = "config/settings.py and config/openai.py"
+TABLE_EXAMPLES = {
+    "backend.openai.upstreams": (
+        'name = "gpu-1"',
+        'api_base = "http://10.0.0.1:8000/v1"',
+        'api_key = ""',
+        'models = ["llama-3.1-8b-instruct"]',
+    )
+}
+
+NOTE = f"<!-- Generated from {SOURCES} by scripts/generate_reference.py: edit there, not here. -->"
 PRECEDENCE = """\
 The command line wins over the environment, that over the file, and that over the defaults.
 `streaming-daemon --check-config` says what is in force and where each value came from.
@@ -50,7 +60,7 @@ Where a file sets a value twice, the later one counts, with a warning."""
 def example() -> str:
     """The example file. Defaults are comments in it, so that a copy does not overrule a later default."""
     lines = [
-        "# Settings of streaming-daemon. Generated from config/settings.py by scripts/generate_reference.py.",
+        f"# Settings of streaming-daemon. Generated from {SOURCES} by scripts/generate_reference.py.",
         "#",
         "# Copy it to one of these places; the first that exists is read, unless --config names another:",
         *(f"#   {_place(place)}" for place in PLACES),
@@ -64,6 +74,8 @@ def example() -> str:
             is_set = key.path in SWITCHED_ON
             value = shown_setting(key.path, SWITCHED_ON.get(key.path, key.default))
             lines.append(f"{'' if is_set else '#'}{key.name} = {value}")
+            if key.path in TABLE_KEYS:
+                lines += _example_table(key)
     lines += [
         "",
         "# A backend of your own: its class, and whatever options it reads.",
@@ -93,7 +105,33 @@ def reference() -> str:
             _purpose(section),
             _table(("Key", "Default", "Permitted", "SIGHUP", "Meaning"), rows),
         ]
+        for key in _keys(section):
+            if key.path in TABLE_KEYS:
+                parts += _table_reference(key)
     return "\n\n".join([*parts, *_other_ways()]) + "\n"
+
+
+def _example_table(key: Key) -> list[str]:
+    """How a table of the list is written. No line of it begins like a setting that may be uncommented alone."""
+    names = ", ".join(TABLE_KEYS[key.path])
+    return [
+        *_comment("Each is a table, below the section's own keys, such as:"),
+        f"#   [[{key.path}]]",
+        *(f"#   {line}" for line in TABLE_EXAMPLES[key.path]),
+        *_comment(f"What it leaves out is as in [{key.section}]. Its keys: {names}."),
+    ]
+
+
+def _table_reference(key: Key) -> list[str]:
+    rows: list[tuple[str, str, str, str]] = []
+    for name, one in TABLE_KEYS[key.path].items():
+        default = "required" if one.is_required else "the section's" if one.default is None else f"`{one.default}`"
+        rows.append((f"`{name}`", default, permitted(one), one.description))
+    return [
+        f"### [[{key.path}]]",
+        f"{_sentence(key.description)} One table for each, in any number up to the list's.",
+        _table(("Key", "Default", "Permitted", "Meaning"), rows),
+    ]
 
 
 def _other_ways() -> list[str]:

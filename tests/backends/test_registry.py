@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
 
 from backends.echo import Echo
-from backends.interface import Fields, Request
+from backends.interface import Fields, Paced, Request
 from backends.mock import Mock
+from backends.openai import OpenAI
 from backends.registry import Registry, RegistryError
+from config.openai import OpenAIBackend
 from config.settings import Backend, Settings, Streaming
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 SOURCE = """
 from backends.interface import Backend
@@ -69,11 +70,11 @@ def test_the_mock_gets_its_section_and_the_delay() -> None:
     mock = registry.get("mock")
     assert mock is not None
     paced = mock.open(Request(Fields()))
-    assert paced is not None
+    assert isinstance(paced, Paced)
     assert paced.interval_ps == 3 * 10**9
     registry.reload(Settings(streaming=Streaming(message_delay_ms=4)))
     paced = mock.open(Request(Fields()))
-    assert paced is not None
+    assert isinstance(paced, Paced)
     assert paced.interval_ps == 4 * 10**9
 
 
@@ -112,6 +113,28 @@ def test_what_cannot_be_used_is_named(path: str, word: str) -> None:
 def test_a_section_without_a_class() -> None:
     with pytest.raises(RegistryError, match=r"\[backend.own\] names no class"):
         Registry(settings(own={"key": 1}))
+
+
+def test_the_relay_is_there_where_it_is_used_and_not_even_imported_otherwise() -> None:
+    code = (
+        "import sys; from backends.registry import Registry; from config.settings import Settings;"
+        "Registry(Settings()); sys.exit(any(name.startswith('backends.openai') for name in sys.modules))"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2])
+    used = Settings(backend=Backend(openai=OpenAIBackend(api_base="http://127.0.0.1:8000")))
+    registry = Registry(used)
+    assert registry.names() == ["echo", "mock", "openai"]
+    relaying = registry.get("openai")
+    assert isinstance(relaying, OpenAI)
+    assert relaying.origins()[0].port == 8000
+    registry.reload(msgspec.structs.replace(used, backend=Backend(openai=OpenAIBackend(api_base="http://[::1]:9"))))
+    assert relaying.origins()[0].authority == "[::1]:9"
+    registry.close()
+
+
+def test_the_relay_as_the_default_needs_a_key() -> None:
+    with pytest.raises(RegistryError, match=r"^backend.openai has no key.*OPENAI_API_KEY"):
+        Registry(settings("openai"))
 
 
 def test_a_default_that_is_not_there() -> None:

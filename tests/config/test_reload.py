@@ -7,15 +7,21 @@ import pytest
 
 from config.load import load, reload_difference, reloaded
 from config.schema import KEYS, SECTIONS, Key, value_of
-from config.settings import Backend, Settings
+from config.settings import Backend, Server, Settings
+
+# The backend `openai` is in use, because it is the default one: otherwise nothing of its section is reloaded.
+RELAYING = Settings(server=Server(backend="openai"))
 
 
 def changed(key: Key) -> Settings:
     """The defaults with another value for one key; whether it is permitted plays no part here."""
-    section = msgspec.structs.replace(SECTIONS[key.section](), **{key.name: "another"})
-    if key.section == "backend.mock":
-        return msgspec.structs.replace(Settings(), backend=msgspec.structs.replace(Backend(), mock=section))
-    return msgspec.structs.replace(Settings(), **{key.section: section})
+    struct = SECTIONS[key.section]
+    section = struct(**{"backend": "openai"} if struct is Server else {})
+    section = msgspec.structs.replace(section, **{key.name: "another"})
+    if key.section.startswith("backend."):
+        name = key.section.removeprefix("backend.")
+        return msgspec.structs.replace(RELAYING, backend=msgspec.structs.replace(Backend(), **{name: section}))
+    return msgspec.structs.replace(RELAYING, **{key.section: section})
 
 
 def with_others(others: dict[str, dict[str, object]]) -> Settings:
@@ -24,7 +30,7 @@ def with_others(others: dict[str, dict[str, object]]) -> Settings:
 
 @pytest.mark.parametrize("key", KEYS.values(), ids=lambda key: key.path)
 def test_a_change_is_applied_or_needs_a_restart(key: Key) -> None:
-    old, new = Settings(), changed(key)
+    old, new = RELAYING, changed(key)
     assert reload_difference(old, new) == (([key.path], []) if key.is_reloadable else ([], [key.path]))
     assert reloaded(old, new) == (new if key.is_reloadable else old)
 

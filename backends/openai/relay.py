@@ -1,0 +1,271 @@
+"""One stream's story with its upstreams: whom to ask, whom to ask next, what to say when nobody is left. Main thread.
+
+`first` chooses, `failed` settles an attempt and chooses again or gives up, `ended` settles the last attempt and writes
+the stream's row. An attempt is in `_running` from its beginning to its end, and nowhere else.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, NamedTuple, NoReturn
+
+from backends.openai.errors import of_failure
+from backends.openai.ledger import LedgerRow
+from backends.openai.retries import Blame, Verdict, backoff_ms, blame, retry_after_s, verdict, whole_seconds
+from backends.openai.upstreams import PARKED_S_MAX, Upstreams
+from backends.relay import Attempt, Failure, FailureKind, Relay, RelayError
+
+if TYPE_CHECKING:
+    import random
+    from collections.abc import Callable
+
+    from backends.openai.accounts import RelayAccounts
+    from backends.openai.ledger import Ledger
+    from backends.openai.request import Prepared
+    from backends.openai.retries import RetryBudget
+    from backends.openai.upstreams import Running, UpstreamState
+    from backends.relay import Outcome
+
+CHARACTERS_PER_TOKEN = 4  # of English, roughly; where the upstream does not say, an estimate is better than nothing
+ERROR_CHARACTERS_MAX = 200
+LABELS_MAX = 64
+OTHER = "other"
+
+logger = logging.getLogger(__name__)
+
+
+class RetryOptions(NamedTuple):
+    """How often, and how soon, a stream asks again."""
+
+    attempts_max: int
+    backoff_ms: int
+    backoff_max_ms: int
+    retry_after_max_s: int
+
+
+@dataclass
+class Shared:
+    """What all streams of a backend have in common."""
+
+    upstreams: Upstreams
+    retries: RetryOptions
+    budget: RetryBudget
+    accounts: RelayAccounts
+    ledger: Ledger
+    randomness: random.Random
+    clock: Callable[[], float]  # monotonic
+    wall_clock: Callable[[], float]  # Unix time
+    labels: set[str] = field(default_factory=set[str])
+
+    def label(self, model: str) -> str:
+        """The model as a label. A client may write anything there, so it has one of its own once it was served."""
+        return model if model in self.labels else OTHER
+
+    def served(self, model: str) -> None:
+        """An upstream has this model."""
+        if len(self.labels) < LABELS_MAX:
+            self.labels.add(model)
+
+
+class OpenAIRelay(Relay):
+    """A stream that is relayed."""
+
+    def __init__(self, shared: Shared, prepared: Prepared, user: int | str | None) -> None:
+        """Raises RequestError where no upstream serves it."""
+        self.format = prepared.format
+        self.passes_usage = prepared.passes_usage
+        self.request_id = prepared.request_id
+        self._shared = shared
+        self._user = user
+        self._model = prepared.model
+        self._prompt_characters = prepared.prompt_characters
+        self._candidates = shared.upstreams.candidates(prepared.model, prepared.upstream)
+        self._prepared: Prepared | None = prepared  # let go of when nobody can be asked any more
+        self._running: Running | None = None
+        self._verdicts: dict[UpstreamState, Verdict] = {}  # of those that failed, the last one each
+        self._attempt_count = 0
+        self._return_count = 0
+        self._last_name = ""
+        self._model_answered = ""
+        self._has_answered = False
+        self._is_over = False
+        self._error: RelayError | None = None
+        self._error_status = 0
+
+    # ---- for the daemon
+
+    def first(self) -> Attempt:
+        """Whom to ask. Raises RelayError when nobody can be asked."""
+        assert self._attempt_count == 0, "a stream begins once"
+        shared = self._shared
+        shared.budget.stream_began()
+        now_s = shared.clock()
+        chosen = shared.upstreams.choose(self._candidates, (), now_s)
+        if chosen is None:
+            self._give_up(shared.upstreams.refusal(self._candidates, now_s), is_streaming=False)
+        return self._attempt(chosen, now_s, 0)
+
+    def failed(self, failure: Failure) -> Attempt:
+        """Whom to ask next. Raises RelayError with what the client is told."""
+        running, self._running = self._running, None
+        assert running is not None, "only an attempt that is on can fail"
+        shared = self._shared
+        now_s = shared.clock()
+        wait_s = self._settle(running, failure, now_s)
+        self._verdicts[running.upstream] = verdict(failure)
+        found = self._next(running.upstream, failure, now_s)
+        if found is None:
+            error = of_failure(failure, running.options, 0 if wait_s is None else whole_seconds(wait_s))
+            self._give_up(error, is_streaming=failure.is_streaming)
+        chosen, delay_ms = found
+        shared.accounts.retried(chosen.name)
+        return self._attempt(chosen, now_s, delay_ms)
+
+    def answered(self, model: str) -> None:
+        """The first token came."""
+        assert self._running is not None, "only an attempt that is on can be answered"
+        self._has_answered = True
+        self._model_answered = model
+        self._prepared = None
+        self._shared.served(self._model)
+        self._running.answered()
+
+    def ended(self, outcome: Outcome) -> None:
+        """The stream is over."""
+        assert not self._is_over, "a stream ends once"
+        self._is_over = True
+        self._prepared = None
+        running, self._running = self._running, None
+        if running is not None and (outcome.is_complete or self._has_answered):
+            running.succeeded()
+        elif running is not None:
+            running.abandoned()
+        row = self._row(outcome)
+        self._shared.accounts.stream_ended(self._last_name, self._model, row, outcome)
+        self._shared.ledger.write(row)
+
+    # ---- whom to ask
+
+    def _attempt(self, upstream: UpstreamState, now_s: float, delay_ms: int) -> Attempt:
+        prepared, options = self._prepared, upstream.options
+        assert prepared is not None, "nobody is asked once the client has had something"
+        sent = options.models.get(prepared.model, prepared.model)
+        body = prepared.encoded(sent, options.defaults)
+        self._running = upstream.begin(now_s)
+        self._attempt_count += 1
+        self._last_name = upstream.name
+        return Attempt(
+            origin=options.origin,
+            path=options.path,
+            headers=options.headers + prepared.headers,
+            body=body,
+            model=self._shared.label(prepared.model),
+            delay_ms=delay_ms,
+        )
+
+    def _settle(self, running: Running, failure: Failure, now_s: float) -> float | None:
+        """What a failed attempt says about its upstream. How long that wants to be left alone, if it says so."""
+        shared, upstream = self._shared, running.upstream
+        is_status = failure.kind is FailureKind.STATUS
+        wait_s = retry_after_s(failure.headers, shared.wall_clock()) if is_status else None
+        blamed = blame(failure, has_retry_after=wait_s is not None)
+        if blamed is Blame.UPSTREAM:
+            running.failed(now_s)
+        elif blamed is Blame.REQUEST:
+            running.succeeded()
+        else:
+            running.abandoned()
+        if wait_s is not None and failure.status in {429, 503}:
+            upstream.park(now_s + min(wait_s, PARKED_S_MAX), is_rate_limited=failure.status == 429)
+        shared.accounts.attempt_failed(upstream.name, self._model, failure.kind)
+        extra = {"upstream": upstream.name, "request_id": self.request_id, "kind": failure.kind.value}
+        # Each of them would be a flood in an outage: the breaker says what matters. A wrong key is for the operator.
+        if is_status and failure.status in {401, 403}:
+            logger.warning("upstream refuses the key", extra={**extra, "status": failure.status})
+        else:
+            logger.debug("attempt failed", extra={**extra, "status": failure.status, "detail": failure.detail})
+        return wait_s
+
+    def _next(self, failed: UpstreamState, failure: Failure, now_s: float) -> tuple[UpstreamState, int] | None:
+        """Who is asked next, and after how long; None when it is over."""
+        shared, retries = self._shared, self._shared.retries
+        if self._verdicts[failed] is Verdict.FINAL or self._attempt_count >= retries.attempts_max:
+            return None
+        if self._prepared is None or failure.is_streaming:
+            return None
+        found = shared.upstreams.choose(self._candidates, self._verdicts, now_s)
+        delay_ms = 0
+        if found is None:
+            found = self._returnable(now_s)
+            if found is None:
+                return None
+            wait_s = found.wait_s(now_s)
+            delay_ms = int(wait_s * 1000) + self._backoff_ms()
+        if not shared.budget.spend(now_s):
+            logger.debug("no retry: the budget is spent", extra={"request_id": self.request_id})
+            return None
+        self._return_count += delay_ms > 0 or found in self._verdicts
+        return found, delay_ms
+
+    def _returnable(self, now_s: float) -> UpstreamState | None:
+        """The best of those that have failed once and may be asked again: nobody else is left."""
+        wait_s_max = self._shared.retries.retry_after_max_s
+        able = [
+            state
+            for state, last in self._verdicts.items()
+            if last is Verdict.AGAIN
+            and not state.is_full()
+            and state.breaker.allows(now_s)
+            and state.wait_s(now_s) <= wait_s_max
+        ]
+        return min(able, key=lambda state: (state.wait_s(now_s), state.options.priority, state.load()), default=None)
+
+    def _backoff_ms(self) -> int:
+        shared = self._shared
+        retries = shared.retries
+        return backoff_ms(self._return_count + 1, retries.backoff_ms, retries.backoff_max_ms, shared.randomness)
+
+    def _give_up(self, error: RelayError, *, is_streaming: bool) -> NoReturn:
+        self._error = error
+        self._error_status = 200 if is_streaming else error.status
+        self._prepared = None
+        raise error
+
+    # ---- the row
+
+    def _row(self, outcome: Outcome) -> LedgerRow:
+        has_begun = self._has_answered or outcome.is_complete or outcome.first_token_s is not None
+        prompt, completion = outcome.prompt_tokens, outcome.completion_tokens
+        if completion is None:
+            completion = outcome.token_count
+        if prompt is None:
+            # Of an attempt that failed before its first token it is not known that it cost anything.
+            was_asked = has_begun or (self._error is None and self._attempt_count > 0)
+            prompt = -(-self._prompt_characters // CHARACTERS_PER_TOKEN) if was_asked else 0
+        error = self._error
+        status = self._error_status if error is not None else 200 if has_begun or outcome.bytes_sent else 0
+        return LedgerRow(
+            time=_rfc3339(self._shared.wall_clock()),
+            request_id=self.request_id,
+            user=self._user,
+            upstream=self._last_name,
+            model_asked=self._model,
+            model_answered=self._model_answered,
+            prompt_tokens=prompt,
+            completion_tokens=completion,
+            estimated=outcome.prompt_tokens is None or outcome.completion_tokens is None,
+            first_token_ms=None if outcome.first_token_s is None else round(outcome.first_token_s * 1000, 3),
+            duration_ms=round(outcome.duration_s * 1000, 3),
+            bytes=outcome.bytes_sent,
+            retries=max(0, self._attempt_count - 1),
+            end_reason=outcome.reason,
+            status=status,
+            error="" if error is None else f"{error.code}: {error.message}"[:ERROR_CHARACTERS_MAX],
+        )
+
+
+def _rfc3339(wall_s: float) -> str:
+    whole, milliseconds = divmod(round(wall_s * 1000), 1000)
+    return f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(whole))}.{milliseconds:03d}Z"

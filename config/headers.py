@@ -1,0 +1,48 @@
+"""Which headers a configuration may add to requests: tokens of RFC 9110, and none that frames or routes the request."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+NAME_CHARACTERS_MAX = 128
+VALUE_CHARACTERS_MAX = 4096
+HOP_BY_HOP = frozenset(
+    {
+        *("connection", "keep-alive", "proxy-authenticate", "proxy-authorization", "proxy-connection", "te", "trailer"),
+        *("transfer-encoding", "upgrade"),
+    }
+)
+"""They are about one connection, which is the daemon's own affair."""
+OWN = frozenset(
+    {
+        *("host", "content-length", "content-type", "accept", "accept-encoding", "expect"),
+        *("x-request-id", "x-test-pattern", "traceparent"),
+    }
+)
+"""The daemon sends them itself, or (a compressed answer, a pause before the body) could not cope with what they ask."""
+is_token = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+").fullmatch
+is_value = re.compile(r"(?:[!-~](?:[\t -~]*[!-~])?)?").fullmatch
+
+
+def fault(headers: Mapping[str, str]) -> str:
+    """What is wrong with the first header that is not permitted, without its value; empty where all are."""
+    seen: set[str] = set()
+    for name, value in headers.items():
+        shown = name[:NAME_CHARACTERS_MAX].encode("ascii", "backslashreplace").decode()
+        lower = name.lower()
+        if not is_token(name) or len(name) > NAME_CHARACTERS_MAX:
+            return f"{shown!r} is no header name: permitted are letters, digits and !#$%&'*+-.^_`|~"
+        if lower in HOP_BY_HOP:
+            return f"{shown} is refused: it is about one connection, which the daemon keeps itself"
+        if lower in OWN:
+            return f"{shown} is refused: the daemon sets it itself"
+        if lower in seen:
+            return f"{shown} is given twice"
+        if not is_value(value) or len(value) > VALUE_CHARACTERS_MAX:
+            return f"the value of {shown} is refused: permitted is printable ASCII without space at its ends"
+        seen.add(lower)
+    return ""
