@@ -85,16 +85,18 @@ class _Losses:
         self.count = 0
         self._unsaid_count = 0
         self._due_s = 0.0
+        self._reason = ""
 
     def add(self, reason: str, count: int = 1) -> None:
         self.count += count
         self._unsaid_count += count
+        self._reason = reason
         if time.monotonic() >= self._due_s:
-            self.say(reason)
+            self.say()
 
-    def say(self, reason: str) -> None:
+    def say(self) -> None:
         if self._unsaid_count:
-            logger.warning("rows of the ledger are lost: %s", reason, extra={"count": self._unsaid_count})
+            logger.warning("rows of the ledger are lost: %s", self._reason, extra={"count": self._unsaid_count})
         self._unsaid_count = 0
         self._due_s = time.monotonic() + LOSSES_LOGGED_EVERY_S
 
@@ -120,7 +122,8 @@ class _RowFile(RotatingFileHandler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Write one row, on the ledger's thread."""
-        if self.is_abandoned:  # at the end, the queue was counted as lost
+        if self.is_abandoned:  # the end came while this thread hung: what was queued has been counted as lost
+            self.close()
             return
         try:
             self._write(line_of(cast("LedgerRow", record.msg)))
@@ -162,15 +165,20 @@ def _write_whole(descriptor: int, line: bytes, size_bytes: int | None) -> None:
 
 
 class _Listener(QueueListener):
-    """The thread. It takes rows in order, so when it meets the end mark all of them have been written."""
+    """The thread. It takes rows in order, so when it meets the end mark all of them have been written.
+
+    It closes the file itself: nobody else can know when it is done with it.
+    """
 
     def __init__(self, rows: queue.Queue[Any], file: _RowFile) -> None:
         super().__init__(rows, file)
+        self._file = file
         self.has_finished = threading.Event()
 
     def dequeue(self, block: bool) -> logging.LogRecord:
         record: Any = super().dequeue(block)
         if record is None:  # the end mark
+            self._file.close()
             self.has_finished.set()
         return cast("logging.LogRecord", record)
 
@@ -228,17 +236,17 @@ class Ledger:
             return True
         self._is_closed = True
         deadline_s = time.monotonic() + timeout_s
-        has_finished = False
+        has_finished, unwritten_count = False, self._rows.qsize()
         try:
             self._rows.put(None, timeout=timeout_s)
             has_finished = self._listener.has_finished.wait(max(0.0, deadline_s - time.monotonic()))
+            unwritten_count = self._rows.qsize() - 1  # but for the end mark
         except queue.Full:
             pass  # the thread hangs in a write: what is queued is lost, as it is when it does not finish
         if has_finished:
-            self._file.close()
-            self._file.losses.say("see above")
+            self._file.losses.say()
         else:
             self._file.is_abandoned = True
-            self._losses.add("the disk did not take them before the end", self._rows.qsize())
-        self._losses.say("see above")
+            self._losses.add("the disk did not take them before the end", unwritten_count)
+        self._losses.say()
         return has_finished
