@@ -8,6 +8,7 @@ TEST_PROCESSES ?= 2
 
 VENV := .venv
 OLDEST_VENV := .venv-oldest
+REAL_SERVER := .cache/real-server
 IN_VENV := $(VENV)/bin/python
 PIP := -m pip --disable-pip-version-check --no-input install --quiet
 RUN_TESTS := $(IN_VENV) -m scripts.run_tests --processes $(TEST_PROCESSES)
@@ -29,7 +30,7 @@ run: $(VENV)/.run ## Install, start the daemon, show one stream, stay until Ctrl
 	@exec $(IN_VENV) -m scripts.run_demo
 
 .PHONY: test
-test: packages $(VENV)/.test oldest-environment warm ## Run every test (packages and environments included)
+test: packages $(VENV)/.test $(REAL_SERVER)/.installed oldest-environment warm ## Run every test (packages and environments included)
 	@exec $(RUN_TESTS) --oldest-python "$$(cat .cache/oldest-python)"
 
 .PHONY: test-fast
@@ -106,6 +107,14 @@ $(VENV)/.test: pyproject.toml | $(VENV)/.run
 $(VENV)/.check: pyproject.toml | $(VENV)/.run
 	@echo "==> Installing what the checks need"
 	@$(IN_VENV) $(PIP) --editable '.[test,check]' && touch $@
+
+# A real OpenAI-compatible server, in an environment of its own: the daemon's must hold nothing of it.
+.PHONY: real-server
+real-server: $(REAL_SERVER)/.installed
+
+$(REAL_SERVER)/.installed: tests/real_server/requirements.txt | $(IN_VENV)
+	@echo "==> Installing a real server to relay from into $(REAL_SERVER)"
+	@$(IN_VENV) -m venv --clear $(REAL_SERVER) && $(REAL_SERVER)/bin/python $(PIP) --requirement $< && touch $@
 
 # Leaves the second interpreter's path in .cache/oldest-python, or nothing where there is no second one to test on.
 .PHONY: oldest-environment

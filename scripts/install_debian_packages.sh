@@ -31,7 +31,7 @@ if [ "$(id -u)" -ne 0 ]; then
 fi
 
 echo "==> Debian packages: $missing"
-# The services inside (Apache) need not start: the tests run their own, on ports of their own. RUNLEVEL=1 says so to
+# The services inside (Apache, nginx, nghttpx) need not start: the tests run their own, on ports of their own. RUNLEVEL=1 says so to
 # invoke-rc.d where no systemd runs, as in containers; under systemd Debian starts them all the same.
 apt="$as_root env DEBIAN_FRONTEND=noninteractive RUNLEVEL=1 apt-get -qq -o DPkg::Lock::Timeout=300"
 # shellcheck disable=SC2086  # the words are meant to split

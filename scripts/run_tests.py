@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parent.parent
 REPORTS = ROOT / ".cache" / "tests"
 NO_TESTS_COLLECTED = 5
-ALONE = "serial or apache or browser or soak"
+ALONE = "serial or apache or browser or soak or external"
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Part:
 
 PARTS = {
     "fast": Part("tests that share the machine", f"not ({ALONE})"),
-    "rest": Part("tests that need the machine alone, Apache and the browser", ALONE, parallel=False),
+    "rest": Part("tests that need the machine alone, and those with Apache, a browser, proxies, a real upstream", ALONE, parallel=False),
     "interpreted": Part(
         "the plane interpreted, with numeric warnings as errors",
         "plane",

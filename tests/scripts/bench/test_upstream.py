@@ -14,6 +14,7 @@ import pytest
 from scripts.bench import upstreams
 from scripts.bench.tables import render
 from scripts.bench.upstreams import Upstream, answer_of, token_text
+from tests.scripts.bench.chunks import without_chunks
 
 if TYPE_CHECKING:
     from collections.abc import Generator
@@ -44,19 +45,6 @@ def read_answer(client: socket.socket) -> bytes:
     return received
 
 
-def without_chunks(answer: bytes) -> bytes:
-    rest, body = answer.partition(b"\r\n\r\n")[2], b""
-    while True:
-        size, _, rest = rest.partition(b"\r\n")
-        length = int(size, 16)
-        body += rest[:length]
-        assert rest[length : length + 2] == b"\r\n", "a chunk is as long as it says"
-        rest = rest[length + 2 :]
-        if length == 0:
-            assert rest == b""
-            return body
-
-
 def wait_until_closed(upstream: Upstream, number: int) -> int:
     deadline_s = time.monotonic() + WAIT_SECONDS_MAX
     while not (closed_ns := upstream.story(number).closed_ns):
@@ -72,7 +60,7 @@ def test_the_answer_is_the_one_that_is_announced(tmp_path: Path, *, unix: bool) 
         answer = read_answer(client)
         counts = upstream.counts()
     assert answer == render(answer_of(5)[0], NUMBER)
-    events = without_chunks(answer).decode().split("\n\n")
+    events = without_chunks(answer.partition(b"\r\n\r\n")[2]).decode().split("\n\n")
     assert events[5:] == ["data: [DONE]", ""]
     contents = [json.loads(event.removeprefix("data: "))["choices"][0]["delta"]["content"] for event in events[:5]]
     assert contents == [token_text(index).replace("{number}", str(NUMBER)) for index in range(5)]
