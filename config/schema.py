@@ -186,8 +186,8 @@ def _checked(key: Key, value: object, origin: str, shown_as: str | None = None) 
 
 def _checked_tables(key: Key, value: object, origin: str) -> tuple[msgspec.Struct, ...]:
     most = getattr(key.type, "max_length", None) or 0
-    tables = cast("list[object]", value) if isinstance(value, list | tuple) else None
-    if tables is None or not all(isinstance(table, dict) for table in tables) or len(tables) > most:
+    tables = _as_tables(value)
+    if tables is None or len(tables) > most:
         raise _refused(key, value, origin)
     checked = tuple(_checked_table(key.path, index, table, origin) for index, table in enumerate(tables))
     seen: dict[object, int] = {}
@@ -196,6 +196,13 @@ def _checked_tables(key: Key, value: object, origin: str) -> tuple[msgspec.Struc
             where = f"{key.path}[{index}].name = {shown('name', name)}"
             raise ConfigError(f"{origin}: {where} is refused: {key.path}[{seen[name]}] has it already")
     return checked
+
+
+def _as_tables(value: object) -> list[object] | None:
+    if not isinstance(value, list | tuple):  # an empty list as default is a tuple already
+        return None
+    tables = list(cast("list[object]", value))
+    return tables if all(isinstance(table, dict) for table in tables) else None
 
 
 def _checked_table(path: str, index: int, table: object, origin: str) -> msgspec.Struct:

@@ -22,6 +22,7 @@ from config.openai import OpenAIBackend
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+    from backends.openai.options import UpstreamOptions
     from backends.relay import Origin
 
 logger = logging.getLogger(__name__)
@@ -59,6 +60,7 @@ class OpenAI(Backend):
             self._randomness,
             clock,
             wall_clock,
+            _known_models(section, upstreams),
         )
 
     def reload(self, options: Mapping[str, Any]) -> None:
@@ -70,6 +72,7 @@ class OpenAI(Backend):
         self._section = section
         self.format = section.format
         self._shared.upstreams.configure(upstreams)
+        self._shared.known_models = _known_models(section, upstreams)
         self._shared.retries = _retry_options(section)
         self._shared.budget.configure(section.retry_percent, section.retry_reserve)
 
@@ -103,6 +106,10 @@ def _section(options: Mapping[str, Any]) -> OpenAIBackend:
         return msgspec.convert(dict(options), OpenAIBackend)
     except msgspec.ValidationError as error:
         raise OptionError(f"{SECTION}: {error}") from error
+
+
+def _known_models(section: OpenAIBackend, upstreams: tuple[UpstreamOptions, ...]) -> frozenset[str]:
+    return frozenset({section.model, *(model for one in upstreams for model in one.models)})
 
 
 def _retry_options(section: OpenAIBackend) -> RetryOptions:

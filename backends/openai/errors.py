@@ -26,9 +26,11 @@ _TIMEOUTS = frozenset(
         *(FailureKind.FIRST_TOKEN_TIMEOUT, FailureKind.SILENCE_TIMEOUT),
     }
 )
-# Keys of the services that give them a form of their own; the configured key is replaced whatever its form.
+# Keys of services that give them a form of their own; the configured key is replaced whatever its form. A word of a
+# sentence ("Bearer authentication", "sk-learn") is none: keys are long, and a token has digits.
 _SECRET = re.compile(
-    r"\b(?:sk|pk|rk|gsk|xai|hf|key|nvapi)[-_][A-Za-z0-9_\-]{8,}|(?i:\bbearer\s+)[A-Za-z0-9._~+/\-]{8,}=*"
+    r"\b(?:sk|gsk|xai|hf|nvapi)[-_][A-Za-z0-9_-]{16,}"
+    r"|(?i:\bbearer\s+)(?=[A-Za-z._~+/-]*[0-9])[A-Za-z0-9._~+/-]{8,}=*"
 )
 _is_word = re.compile(r"[A-Za-z0-9_.-]{1,64}").fullmatch
 

@@ -10,7 +10,7 @@ import ipaddress
 import os
 import re
 import stat
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 from urllib.parse import urlsplit
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 SECTION = "backend.openai"
 DEFAULT_NAME = "default"
+SOCKET_PATH_BYTES_MAX = 107
 KEY_FILE_BYTES_MAX = 16_384
 KEY_CHARACTERS_MAX = 4096
 _KEY_HEADERS = frozenset({"authorization", "api-key", "x-api-key"})
@@ -66,8 +67,8 @@ class UpstreamOptions:
     where: str  # its section, for messages to the operator
     origin: Origin
     path: str  # that requests are posted to
-    headers: tuple[tuple[str, str], ...]  # the same for each request; the key is among them
-    key: str
+    headers: tuple[tuple[str, str], ...] = field(repr=False)  # the same for each request; the key is among them
+    key: str = field(repr=False)
     models: dict[str, str]  # asked for -> sent; empty = any
     defaults: Defaults
     breaker: BreakerOptions
@@ -163,8 +164,12 @@ def _origin(options: OpenAIBackend, where: str, name: str) -> tuple[Origin, str]
     if options.api_socket and base == API_BASE_DEFAULT:
         base = _SOCKET_BASE
     scheme, host, port, path = parse_base(base, f"{where}.api_base")
-    if options.ca_file and not os.access(options.ca_file, os.R_OK):
-        raise OptionError(f'{where}.ca_file = "{options.ca_file}" cannot be read')
+    if options.ca_file and not (os.path.isfile(options.ca_file) and os.access(options.ca_file, os.R_OK)):
+        raise OptionError(f'{where}.ca_file = "{options.ca_file}" is no file that can be read')
+    if "\0" in options.api_socket or len(os.fsencode(options.api_socket)) > SOCKET_PATH_BYTES_MAX:
+        raise OptionError(
+            f"{where}.api_socket is refused: permitted is a path of at most {SOCKET_PATH_BYTES_MAX} bytes"
+        )
     origin = Origin(
         name=name,
         scheme=scheme,

@@ -57,16 +57,17 @@ class Shared:
     randomness: random.Random
     clock: Callable[[], float]  # monotonic
     wall_clock: Callable[[], float]  # Unix time
-    labels: set[str] = field(default_factory=set[str])
+    known_models: frozenset[str]  # that the configuration names
+    served_models: set[str] = field(default_factory=set[str])
 
     def label(self, model: str) -> str:
-        """The model as a label. A client may write anything there, so it has one of its own once it was served."""
-        return model if model in self.labels else OTHER
+        """The model as a label: a client may write anything there, so any other has one only once it was served."""
+        return model if model in self.known_models or model in self.served_models else OTHER
 
     def served(self, model: str) -> None:
         """An upstream has this model."""
-        if len(self.labels) < LABELS_MAX:
-            self.labels.add(model)
+        if model not in self.known_models and len(self.served_models) < LABELS_MAX:
+            self.served_models.add(model)
 
 
 class OpenAIRelay(Relay):
@@ -195,10 +196,12 @@ class OpenAIRelay(Relay):
             return None
         if self._prepared is None or failure.is_streaming:
             return None
-        found = shared.upstreams.choose(self._candidates, self._verdicts, now_s)
+        # A reload may have taken some of them away.
+        candidates = [state for state in self._candidates if state in shared.upstreams.states]
+        found = shared.upstreams.choose(candidates, self._verdicts, now_s)
         delay_ms = 0
         if found is None:
-            found = self._returnable(now_s)
+            found = self._returnable(candidates, now_s)
             if found is None:
                 return None
             wait_s = found.wait_s(now_s)
@@ -206,16 +209,16 @@ class OpenAIRelay(Relay):
         if not shared.budget.spend(now_s):
             logger.debug("no retry: the budget is spent", extra={"request_id": self.request_id})
             return None
-        self._return_count += delay_ms > 0 or found in self._verdicts
+        self._return_count += found in self._verdicts
         return found, delay_ms
 
-    def _returnable(self, now_s: float) -> UpstreamState | None:
+    def _returnable(self, candidates: list[UpstreamState], now_s: float) -> UpstreamState | None:
         """The best of those that have failed once and may be asked again: nobody else is left."""
         wait_s_max = self._shared.retries.retry_after_max_s
         able = [
             state
-            for state, last in self._verdicts.items()
-            if last is Verdict.AGAIN
+            for state in candidates
+            if self._verdicts.get(state) is Verdict.AGAIN
             and not state.is_full()
             and state.breaker.allows(now_s)
             and state.wait_s(now_s) <= wait_s_max

@@ -57,7 +57,7 @@ class Prepared(NamedTuple):
     prompt_characters: int
 
     def encoded(self, model: str, defaults: Defaults) -> bytes:
-        """The body for one upstream: what the request leaves out is as that has it."""
+        """The body for one upstream: what the request leaves out is as that has it. Raises RequestError."""
         messages = self.messages
         if defaults.system and not self.has_system:
             messages = [{"role": "system", "content": defaults.system}, *messages]
@@ -73,7 +73,12 @@ class Prepared(NamedTuple):
         body["stream"] = True
         if defaults.asks_usage or self.passes_usage:
             body["stream_options"] = USAGE
-        return _encode(body)
+        try:
+            return _encode(body)
+        except OverflowError:
+            raise RequestError("invalid_value", "the request has an integer of more than 64 bits") from None
+        except RecursionError:
+            raise RequestError("malformed_json", "the request's JSON is nested too deeply") from None
 
 
 def prepare(request: Request, model: str, style: RelayFormat, randomness: random.Random) -> Prepared:
