@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from daemon.plane.table import Plane
     from tests.simulation.kernel import SimulatedKernel
     from tests.simulation.objects import ClientSocket
+    from tests.simulation.relay_checks import RelayCheck
     from tests.simulation.wire import Event
 
 KEEP_ALIVE = b": keep-alive\n\n"
@@ -37,8 +38,8 @@ class Delivery:
         self.matched = 0
         self.pauses: set[int] = set()  # where a keep-alive may stand
         self.keep_alive = KEEP_ALIVE
-        self._in_keep_alive = 0
-        self.keep_alives = 0
+        self._in_keep_alive: int = 0
+        self.keep_alives: int = 0
         self.optional_from = -1  # a stop's error event may be missing, but not in part
 
     def hand_over(self, data: bytes, *, pause: bool) -> None:
@@ -96,6 +97,14 @@ class Delivery:
             self.keep_alives += 1
         return index + size
 
+    def reaches(self, data: bytes) -> int:
+        """How far these bytes lead from here, each being next; nothing is changed."""
+        before: tuple[int, int, int] = (self.matched, self._in_keep_alive, self.keep_alives)
+        self.feed(data)
+        reached = self.matched
+        self.matched, self._in_keep_alive, self.keep_alives = before
+        return reached
+
     def _refuse(self, data: bytes, index: int) -> None:
         expected, sent = bytes(self.text[self.matched :]), data[index:]
         same = next((n for n, (a, b) in enumerate(zip(expected, sent, strict=False)) if a != b), len(expected))
@@ -138,6 +147,7 @@ class StreamCheck:
         self.stream_timeout_ns = 0
         self.opened_ns = 0
         self.paced: Paced | None = None
+        self.relayed: RelayCheck | None = None
         self.keep_half_open = False
         self.has_body = False  # and the plane still waits for some of it
         self.body_over_active_ns = 0
@@ -177,6 +187,12 @@ class StreamCheck:
             self.delivery.hand_over(self._body(body), pause=pause)
 
     def push(self, flags: int, head: bytes, body: bytes) -> None:
+        if self.relayed is not None:
+            self.kernel.after_turn.append(lambda: self._push(flags, head, body))
+        else:
+            self._push(flags, head, body)
+
+    def _push(self, flags: int, head: bytes, body: bytes) -> None:
         if self.finished:
             return
         if not flags & m.KEEP_ALIVE:
@@ -204,10 +220,14 @@ class StreamCheck:
         self.stopped_ns = self.kernel.now_ns
 
     def stop(self, reason: int, head: bytes, error: bytes) -> None:
-        if self.finished or not self.opened:
+        if self.relayed is None and (self.finished or not self.opened):
             return
         if self.paced is not None:
             self.kernel.after_turn.append(lambda: self._stop_paced(reason, error))
+            return
+        if self.relayed is not None:
+            relayed = self.relayed
+            self.kernel.after_turn.append(lambda: relayed.stop(reason, head, error))
             return
         self.finished, self.end_reason = "stop", reason
         delivery = self.delivery
@@ -303,7 +323,8 @@ class StreamCheck:
         stream = self.kernel.plane.streams[slot]
         open_still = stream.generation == generation and st.PARSING < stream.state < st.CLOSING
         since_ns = max(left_ns, self.opened_active_ns, self.body_over_active_ns)
-        late = self.kernel.active_ns - since_ns > 2_000_000_000
+        drain_ns = self.relayed.drain_ns if self.relayed is not None else 0
+        late = self.kernel.active_ns - since_ns > 2_000_000_000 + drain_ns
         if open_still and late and not int(stream["flags"]) & m.FLAG_SOURCE_DONE:
             message = f"{self.key}: the client left 2 s ago and nobody noticed (state {st.STATES[int(stream.state)]})"
             raise ViolationError(message)

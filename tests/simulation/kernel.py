@@ -19,15 +19,20 @@ from daemon.plane import entries as e
 from daemon.plane import tag as t
 from daemon.plane.table import GLOBALS
 from daemon.plane.turn import STOPPED, turn
-from tests.simulation.objects import ClientSocket, Listener, PeerSocket, Pipe, Thing
+from tests.simulation.connecting import ProvidedBuffers, inject_fault, make_socket, try_upstream
+from tests.simulation.invariant import ViolationError, check
+from tests.simulation.objects import ClientSocket, Listener, PeerSocket, Pipe, Thing, UpstreamSocket
 
 if TYPE_CHECKING:
     import random
     from collections.abc import Callable
 
     from daemon.plane.table import Plane
+    from tests.simulation.upstreams import Upstream
 
-ENTRY = struct.Struct("<BBHiQQIIq")
+__all__ = ["MILLISECOND", "SECOND", "Hostility", "SimulatedKernel", "ViolationError", "check"]
+
+ENTRY = struct.Struct("<BBHiQQIIqH")
 COMPLETION = struct.Struct("<qiI")
 _MESSAGE_HEADER = struct.Struct("<qqqqqqi")
 _VECTOR = struct.Struct("<qq")
@@ -40,17 +45,8 @@ NAMES = {
     value: name
     for name, value in vars(e).items()
     if name in {"POLL_ADD", "RECVMSG", "ACCEPT", "ASYNC_CANCEL", "CLOSE", "READ", "WRITE", "SEND", "RECV"}
-    or name in {"SHUTDOWN", "SEND_ZC"}
+    or name in {"SHUTDOWN", "SEND_ZC", "SOCKET", "CONNECT"}
 }
-
-
-class ViolationError(AssertionError):
-    """The plane broke an invariant."""
-
-
-def check(condition: object, message: str) -> None:
-    if not condition:
-        raise ViolationError(message)
 
 
 @dataclass
@@ -68,15 +64,21 @@ class Hostility:
     cancel_loses: float = 0.2
     stale: float = 0.0
     deadly: float = 0.0  # of the faults on a client's socket, how many reset it
+    receive_buffers: int = 1024  # how many of the plane's receive buffers the kernel has at all
 
 
 class Operation:
     """A submission the kernel has taken and not yet completed for good."""
 
-    __slots__ = ("address", "executed", "fd", "flags", "length", "opcode", "priority", "snapshot", "tag", "target")
+    __slots__ = (
+        *("address", "entry_flags", "executed", "fd", "flags", "length", "offset", "opcode", "priority", "snapshot"),
+        *("tag", "target"),
+    )
 
     def __init__(self, fields: tuple[int, ...]) -> None:
-        self.opcode, _, self.priority, self.fd, _, self.address, self.length, self.flags, self.tag = fields
+        self.opcode, self.entry_flags, self.priority, self.fd, self.offset, self.address = fields[:6]
+        self.length, self.flags, self.tag, group = fields[6:]
+        check(group == 0, f"buffers of ring {group}")
         self.executed = False
         self.snapshot = b""
         self.target: Thing | None = None
@@ -102,6 +104,7 @@ class SimulatedKernel:
         self._completions = memoryview(plane.completions.view("u1")).cast("B")
         self._mask, self._completion_mask = len(plane.submissions) - 1, len(plane.completions) - 1
         self._in_flight_field = plane.streams["in_flight"]
+        self._connection_field = plane.connections["in_flight"]
         self.things: dict[int, Thing] = {}
         self._next_fd = 100
         self._heap: list[tuple[int, int, Callable[[], None]]] = []
@@ -109,10 +112,16 @@ class SimulatedKernel:
         self._ready: deque[tuple[int, int, int, Operation | None]] = deque()
         self.operations: dict[int, Operation] = {}  # by tag, until the last completion is delivered
         self.bits = [0] * len(plane.streams)  # what is in flight for each slot, as the plane must believe
+        self.connection_bits = [0] * len(plane.connections)
+        self.buffers = ProvidedBuffers(plane, hostility.receive_buffers)
+        self.network: dict[bytes, Upstream] = {}  # who listens at an address
+        self.on_connection: Callable[[Operation, int], None] | None = None  # a connection's completion is delivered
+        self.on_submission: Callable[[Operation], None] | None = None  # a connection's operation begins
         self.closed_count = 0
         self.trace: Callable[[str], None] | None = None
         self.before_turn: list[Callable[[], None]] = []
         self.after_turn: list[Callable[[], None]] = []  # done once, after the present turn
+        self.each_turn: list[Callable[[], None]] = []  # after every turn, and after those
         self.alter_result: Callable[[Operation, int], int] | None = None  # test-only: plants a bug
 
     # ---- descriptors and time, for the actors
@@ -158,6 +167,9 @@ class SimulatedKernel:
         deferred, self.after_turn = self.after_turn, []
         for action in deferred:
             action()
+        for hook in self.each_turn:
+            hook()
+        self.buffers.end_turn()
         return stopped
 
     def _run_due(self) -> None:
@@ -205,6 +217,11 @@ class SimulatedKernel:
         if self._in_flight_field.tolist() != self.bits:
             for slot, (belief, truth) in enumerate(zip(self._in_flight_field.tolist(), self.bits, strict=True)):
                 check(belief == truth, f"slot {slot}: the plane believes in_flight {belief:#x}, it is {truth:#x}")
+        count = self.shared.connections_touched
+        if count and self._connection_field[:count].tolist() != self.connection_bits[:count]:
+            believed = self._connection_field[:count].tolist()
+            for number, (belief, truth) in enumerate(zip(believed, self.connection_bits, strict=False)):
+                check(belief == truth, f"connection {number}: in_flight is believed {belief:#x}, and is {truth:#x}")
 
     def _start(self, operation: Operation) -> None:
         tag, opcode = operation.tag, operation.opcode
@@ -214,9 +231,17 @@ class SimulatedKernel:
         check(kind == t.CLOSE_STRAY or tag not in self.operations, f"{describe_tag(tag)} is already in flight")
         if kind < 32:
             self.bits[(tag >> 8) & t.SLOT_NONE] |= 1 << kind
+        elif kind >= t.CONNECTION_SOCKET:
+            self.connection_bits[(tag >> 8) & t.SLOT_NONE] |= 1 << (kind - t.CONNECTION_SOCKET)
+            if self.on_submission is not None:
+                self.on_submission(operation)
         if opcode == e.ASYNC_CANCEL:
             self.operations[tag] = operation
             self._cancel(operation)
+            return
+        if opcode == e.SOCKET:
+            self.operations[tag] = operation
+            self._later(lambda: make_socket(self, operation))
             return
         thing = self.things.get(operation.fd)
         check(thing is not None and thing.is_open, f"{NAMES[opcode]} on closed descriptor {operation.fd}")
@@ -234,6 +259,8 @@ class SimulatedKernel:
             operation.snapshot = ctypes.string_at(operation.address, operation.length)
             if isinstance(thing, ClientSocket) and thing.attempt_ns < 0:
                 thing.attempt_ns = thing.last_attempt_ns = self.now_ns
+        elif opcode == e.CONNECT:
+            operation.snapshot = ctypes.string_at(operation.address, operation.offset)
         self.operations[tag] = operation
         self._later(lambda: self._execute(operation))
 
@@ -255,20 +282,20 @@ class SimulatedKernel:
         operation.fd = -1
         if operation.tag & 0xFF != t.CLOSE_STRAY:
             self.operations[operation.tag] = operation
-        self._finish(operation, 0)
+        self.finish(operation, 0)
 
     def _cancel(self, operation: Operation) -> None:
         target = self.operations.get(operation.address)
         if target is None or target.executed:
-            self._finish(operation, -ENOENT)
+            self.finish(operation, -ENOENT)
             return
         if self.rng.random() < self.hostility.cancel_loses:
-            self._finish(operation, self.rng.choice((-EALREADY, -ENOENT)))
+            self.finish(operation, self.rng.choice((-EALREADY, -ENOENT)))
             return
         if target.target is not None and target in target.target.waiting:
             target.target.waiting.remove(target)
-        self._finish(target, -e.ECANCELED)
-        self._finish(operation, 0)
+        self.finish(target, -e.ECANCELED)
+        self.finish(operation, 0)
 
     # ---- execution
 
@@ -276,12 +303,15 @@ class SimulatedKernel:
         """Do it, or leave it waiting on its object."""
         if operation.executed:
             return
-        hostility = self.hostility
-        if hostility.fault and self.rng.random() < hostility.fault and self._inject_fault(operation):
+        if self.draws_fault() and self._inject_fault(operation):
             return
         if not self._try(operation):
             assert operation.target is not None
             operation.target.waiting.append(operation)
+
+    def draws_fault(self) -> bool:
+        """Whether something goes wrong now."""
+        return self.hostility.fault > 0 and self.rng.random() < self.hostility.fault
 
     def wake(self, thing: Thing) -> None:
         """Something about an object has changed: operations that wait on it are tried again."""
@@ -294,23 +324,25 @@ class SimulatedKernel:
     def _inject_fault(self, operation: Operation) -> bool:
         opcode, rng, thing = operation.opcode, self.rng, operation.target
         if opcode == e.ACCEPT:
-            self._finish(operation, -rng.choice((e.EMFILE, e.ENFILE, e.ENOMEM, e.EINTR, e.ECONNABORTED, e.ECANCELED)))
+            self.finish(operation, -rng.choice((e.EMFILE, e.ENFILE, e.ENOMEM, e.EINTR, e.ECONNABORTED, e.ECANCELED)))
         elif opcode == e.POLL_ADD:
-            self._finish(operation, -rng.choice((e.EINTR, e.ECANCELED, e.ENOMEM)))
+            self.finish(operation, -rng.choice((e.EINTR, e.ECANCELED, e.ENOMEM)))
+        elif isinstance(thing, UpstreamSocket):
+            return inject_fault(self, operation, thing)
         elif opcode in (e.READ, e.WRITE):
-            self._finish(operation, -rng.choice((e.EINTR, e.EAGAIN)))
+            self.finish(operation, -rng.choice((e.EINTR, e.EAGAIN)))
         elif opcode == e.RECVMSG:
             assert isinstance(thing, PeerSocket)
             deadly = rng.random() < 0.2
             thing.was_reset |= deadly
-            self._finish(operation, -e.ECONNRESET if deadly else -rng.choice((e.EINTR, e.EAGAIN)))
+            self.finish(operation, -e.ECONNRESET if deadly else -rng.choice((e.EINTR, e.EAGAIN)))
         elif isinstance(thing, ClientSocket) and opcode in (*SENDS, e.RECV) and thing.is_stream:
             if rng.random() < self.hostility.deadly:
                 self.reset_client(thing)
-                self._finish(operation, -rng.choice((e.ECONNRESET, e.EPIPE)) if opcode in SENDS else -e.ECONNRESET)
+                self.finish(operation, -rng.choice((e.ECONNRESET, e.EPIPE)) if opcode in SENDS else -e.ECONNRESET)
             else:
                 transient = (e.EINTR, e.EAGAIN, e.ENOBUFS, e.ENOMEM) if opcode in SENDS else (e.EINTR, e.EAGAIN)
-                self._finish(operation, -rng.choice(transient))
+                self.finish(operation, -rng.choice(transient))
         else:
             return False
         return True
@@ -336,10 +368,12 @@ class SimulatedKernel:
             assert thing is not None
             events = thing.ready() & (operation.flags | e.POLLERR | e.POLLHUP)
             if events:
-                self._finish(operation, events)
+                self.finish(operation, events)
             return events != 0
         if isinstance(thing, ClientSocket):
             return self._try_client(operation, thing)
+        if isinstance(thing, UpstreamSocket):
+            return try_upstream(self, operation, thing)
         if isinstance(thing, PeerSocket):
             return self._receive_message(operation, thing)
         if isinstance(thing, Listener):
@@ -354,7 +388,7 @@ class SimulatedKernel:
         if opcode == e.SHUTDOWN:
             gone = socket.was_reset
             socket.shut = True
-            self._finish(operation, -ENOTCONN if gone else 0)
+            self.finish(operation, -ENOTCONN if gone else 0)
             self.wake(socket)
             return True
         limit = operation.length
@@ -364,10 +398,10 @@ class SimulatedKernel:
         if isinstance(outcome, int):
             waits = outcome == -e.EAGAIN and socket.blocking and not operation.flags & e.MSG_DONTWAIT
             if not waits:
-                self._finish(operation, outcome)
+                self.finish(operation, outcome)
             return not waits
         ctypes.memmove(operation.address, outcome, len(outcome))
-        self._finish(operation, len(outcome))
+        self.finish(operation, len(outcome))
         return True
 
     def _send(self, operation: Operation, socket: ClientSocket) -> bool:
@@ -386,7 +420,7 @@ class SimulatedKernel:
             self.post(operation.tag, result, e.COMPLETION_MORE, None)
             self._later(lambda: self._notify(operation))
         else:
-            self._finish(operation, result)
+            self.finish(operation, result)
         if socket.was_reset:
             self._note_reset(socket)
             self.wake(socket)
@@ -403,19 +437,19 @@ class SimulatedKernel:
             peer = listener.arrivals.popleft()
             self.add(peer)
             if self.rng.random() < 0.1:  # multishot may end at any time
-                self._finish(operation, peer.fd)
+                self.finish(operation, peer.fd)
                 return True
             self.post(operation.tag, peer.fd, e.COMPLETION_MORE, None)
         return False
 
     def _receive_message(self, operation: Operation, peer: PeerSocket) -> bool:
         if peer.was_reset:
-            self._finish(operation, -e.ECONNRESET)
+            self.finish(operation, -e.ECONNRESET)
         elif operation.opcode == e.RECV:
             self._receive_piece(operation, peer)
         elif not peer.messages and not peer.ended:
             check(operation.flags & e.MSG_DONTWAIT, "a handoff is received without MSG_DONTWAIT")
-            self._finish(operation, -e.EAGAIN)
+            self.finish(operation, -e.EAGAIN)
         else:
             data, descriptors = peer.messages.popleft() if peer.messages else (b"", [])
             self._fill_message(operation, data, descriptors)
@@ -424,7 +458,7 @@ class SimulatedKernel:
     def _receive_piece(self, operation: Operation, peer: PeerSocket) -> None:
         """Bytes of a stream-type handoff after its first piece."""
         if not peer.messages:
-            self._finish(operation, 0 if peer.ended else -e.EAGAIN)
+            self.finish(operation, 0 if peer.ended else -e.EAGAIN)
             return
         data, descriptors = peer.messages.popleft()
         assert not descriptors
@@ -432,7 +466,7 @@ class SimulatedKernel:
         if len(piece) < len(data):
             peer.messages.appendleft((data[operation.length :], []))
         ctypes.memmove(operation.address, piece, len(piece))
-        self._finish(operation, len(piece))
+        self.finish(operation, len(piece))
 
     def _fill_message(self, operation: Operation, data: bytes, descriptors: list[int]) -> None:
         """recvmsg: data, ancillary bytes and flags, sometimes without the descriptors (EMFILE)."""
@@ -458,7 +492,7 @@ class SimulatedKernel:
             ctypes.memmove(fields[4], control, len(control))
         fields[5], fields[6] = (len(control) + 7) // 8 * 8, flags
         ctypes.memmove(operation.address, _MESSAGE_HEADER.pack(*fields), _MESSAGE_HEADER.size)
-        self._finish(operation, len(piece))
+        self.finish(operation, len(piece))
 
     def _read(self, operation: Operation, pipe: Pipe) -> bool:
         if not pipe.data:
@@ -468,36 +502,36 @@ class SimulatedKernel:
             count = self.rng.randrange(1, count + 1)
         data = pipe.read(count)
         ctypes.memmove(operation.address, data, len(data))
-        self._finish(operation, len(data))
+        self.finish(operation, len(data))
         if pipe.on_read is not None:
             pipe.on_read()
         return True
 
     def _write(self, operation: Operation, pipe: Pipe) -> bool:
         if pipe.broken:
-            self._finish(operation, -e.EPIPE)
+            self.finish(operation, -e.EPIPE)
             return True
         data = ctypes.string_at(operation.address, operation.length)
         if self.rng.random() < self.hostility.short / 10:
             data = data[: self.rng.randrange(1, len(data) + 1)]
         if pipe.write(data):
-            self._finish(operation, len(data))
+            self.finish(operation, len(data))
             if pipe.on_written is not None:
                 pipe.on_written()
         elif pipe.blocking:
             return False
         else:
-            self._finish(operation, -e.EAGAIN)
+            self.finish(operation, -e.EAGAIN)
         return True
 
     # ---- completions
 
-    def _finish(self, operation: Operation, result: int) -> None:
+    def finish(self, operation: Operation, result: int, flags: int = 0) -> None:
         """The operation's last completion, now or late."""
         operation.executed = True
         if self.alter_result is not None:
             result = self.alter_result(operation, result)
-        self._later(lambda: self.post(operation.tag, result, 0, operation))
+        self._later(lambda: self.post(operation.tag, result, flags, operation))
 
     def post(self, tag: int, result: int, flags: int, operation: Operation | None) -> None:
         """Into the completion queue, behind what is there."""
@@ -524,11 +558,17 @@ class SimulatedKernel:
                 self._settle(operation)
                 if isinstance(operation.target, ClientSocket) and operation.opcode in SENDS and (result > 0 or flags):
                     operation.target.attempt_ns = -1
+                if flags & e.COMPLETION_BUFFER:
+                    self.buffers.deliver(flags >> 16)
+                if tag & 0xFF >= t.CONNECTION_SOCKET and self.on_connection is not None:
+                    self.on_connection(operation, result)
 
     def _settle(self, operation: Operation) -> None:
         kind = operation.tag & 0xFF
         if kind < 32:
             self.bits[(operation.tag >> 8) & t.SLOT_NONE] &= ~(1 << kind)
+        elif kind >= t.CONNECTION_SOCKET:
+            self.connection_bits[(operation.tag >> 8) & t.SLOT_NONE] &= ~(1 << (kind - t.CONNECTION_SOCKET))
         if self.operations.get(operation.tag) is operation:
             del self.operations[operation.tag]
         if kind == t.READ_COMMANDS and isinstance(operation.target, Pipe):
@@ -536,19 +576,27 @@ class SimulatedKernel:
                 apply()
 
     def _invent_stale(self, index: int) -> None:
-        """A completion of an operation that a slot's earlier generation might have had."""
+        """A completion of an operation that an earlier generation of a slot, or a connection, might have had."""
+        place = (index & self._completion_mask) * 16
+        touched = int(self.shared.connections_touched)
+        if touched and self.rng.random() < 0.5:
+            number = self.rng.randrange(0, touched)
+            generation = int(self.plane.connections[number].generation) - self.rng.randrange(1, 3)
+            kind = self.rng.choice((*range(t.CONNECTION_CONNECT, t.CONNECTION_CLOSE + 1), t.CONNECTION_SOCKET + 19))
+            result = self.rng.choice((-e.ECANCELED, 0, -e.EPIPE))
+            COMPLETION.pack_into(self._completions, place, kind | number << 8 | max(generation, 0) << 32, result, 0)
+            return
         slot = self.rng.randrange(0, len(self.bits))
         generation = int(self.plane.streams[slot].generation) - self.rng.randrange(1, 3)
         kind = self.rng.choice((t.SEND, t.POLL_CLIENT, t.RECEIVE, t.CLOSE_CLIENT, t.RECEIVE_HANDOFF, t.CANCEL + 2))
         result = self.rng.choice((-e.ECANCELED, 0, 1, 17, -e.EPIPE))
-        place = (index & self._completion_mask) * 16
         COMPLETION.pack_into(self._completions, place, kind | slot << 8 | max(generation, 0) << 32, result, 0)
 
 
 _KINDS = {
     value: name.lower()
     for name, value in vars(t).items()
-    if name.isupper() and isinstance(value, int) and not name.startswith("SLOT") and name != "CANCEL"
+    if name.isupper() and isinstance(value, int) and not name.startswith("SLOT") and not name.endswith("CANCEL")
 }
 
 
@@ -557,4 +605,8 @@ def describe_tag(tag: int) -> str:
     kind, slot, generation = tag & 0xFF, (tag >> 8) & 0xFFFFFF, tag >> 32
     if t.CANCEL <= kind < t.ACCEPT:
         return f"cancel of {_KINDS[kind - t.CANCEL]} of slot {slot}, generation {generation}"
+    if kind >= t.CONNECTION_SOCKET + t.CONNECTION_CANCEL:
+        return f"cancel of {_KINDS[kind - t.CONNECTION_CANCEL]} {slot}, generation {generation}"
+    if kind >= t.CONNECTION_SOCKET:
+        return f"{_KINDS[kind]} {slot}, generation {generation}"
     return f"{_KINDS.get(kind, kind)} of slot {slot}, generation {generation}"

@@ -1,4 +1,4 @@
-"""What descriptors of the simulated kernel stand for: clients' sockets, handoff peers, pipes and the listener.
+"""What descriptors of the simulated kernel stand for: sockets of clients and upstreams, peers, pipes, the listener.
 
 Each answers the questions the kernel asks (`ready` for a poll, and the operations that can be done on it), keeps the
 operations that wait on it, and knows nothing of the plane. No randomness is drawn here but where a caller passes it.
@@ -15,6 +15,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from tests.simulation.kernel import Operation
+    from tests.simulation.relay_checks import Exchange
+    from tests.simulation.upstreams import Upstream
+
+ENOTCONN = 107
 
 
 class Thing:
@@ -114,6 +118,86 @@ class ClientSocket(Thing):
         super().close()
         if self.incoming:  # unread input: the kernel sends a reset, and what was not yet read is lost
             self.destroyed_bytes = len(self.taken) - self.read_bytes
+
+
+class UpstreamSocket(Thing):
+    """The plane's end of a connection to an upstream, with the upstream's half of the truth beside it."""
+
+    def __init__(self, fd: int, number: int, generation: int) -> None:
+        super().__init__(fd)
+        self.number = number  # of the plane's connection
+        self.generation = generation
+        self.upstream: Upstream | None = None  # whom it was connected to
+        self.connecting = False
+        self.connect_operation: Operation | None = None
+        self.connected = False
+        self.connect_result: int | None = None  # what the network has decided, once it has
+        self.window = 1 << 30  # how much of a request fits in before the upstream reads
+        self.taken = bytearray()  # what the kernel has taken from us
+        self.read_bytes = 0  # how much of it the upstream has read
+        self.incoming = bytearray()  # the answer, as far as it has arrived
+        self.finished = False  # the upstream has sent its FIN
+        self.was_reset = False
+        self.reset_seen = False  # an operation has told the plane so: what comes next is EPIPE, or the end
+        self.closed_by_upstream = False  # what is sent now draws a reset
+        self.on_taken: Callable[[], None] | None = None
+        self.delivered_bytes = 0  # of the present answer: what the plane has been given
+        self.exchange: Exchange | None = None  # the present answer, as the checks follow it
+        self.served = 0  # how many answers before it have let the connection be kept
+        self.idle_active_ns = -1  # of the active clock: since when the plane keeps it
+        self.ended_active_ns = -1  # since when the plane knows that it has ended
+
+    def space(self) -> int:
+        return self.window - (len(self.taken) - self.read_bytes)
+
+    def ready(self) -> int:
+        mask = 0
+        if self.incoming or self.finished or self.was_reset:
+            mask |= e.POLLIN
+        if self.finished or self.was_reset:
+            mask |= e.POLLRDHUP
+        if self.was_reset:
+            mask |= e.POLLERR | e.POLLHUP
+        if self.was_reset or (self.connected and self.space() > 0):
+            mask |= e.POLLOUT
+        return mask
+
+    def send(self, data: bytes) -> int:
+        """Take bytes; the result of send(2), or 0 where it would block."""
+        assert self.upstream is not None
+        if self.was_reset:
+            was_seen, self.reset_seen = self.reset_seen or self.finished, True
+            return -e.EPIPE if was_seen else -e.ECONNRESET
+        if self.closed_by_upstream and self.upstream.is_unix:
+            return -e.EPIPE
+        if self.closed_by_upstream:  # TCP: the first send draws the reset
+            self.was_reset = True
+            return len(data)
+        if self.space() <= 0:
+            return 0
+        self.taken += data
+        if self.on_taken is not None:
+            self.on_taken()
+        return len(data)
+
+    def receive(self, count: int) -> bytes | int:
+        """Bytes, b"" at the end, or a negative errno."""
+        if self.incoming:
+            data = bytes(self.incoming[:count])
+            del self.incoming[:count]
+            return data
+        if self.finished:
+            return b""
+        if self.was_reset:
+            was_seen, self.reset_seen = self.reset_seen, True
+            return b"" if was_seen else -e.ECONNRESET
+        return -e.EAGAIN
+
+    def reset(self, *, loses_input: bool) -> None:
+        """The connection breaks; what has arrived and was not received may be lost with it."""
+        self.was_reset = True
+        if loses_input:
+            self.incoming.clear()
 
 
 class PeerSocket(Thing):

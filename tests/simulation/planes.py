@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from tests.simulation.checks import StreamCheck
     from tests.simulation.kernel import SimulatedKernel
     from tests.simulation.objects import Pipe
+    from tests.simulation.raw_feed import RawFeed
 
 POISON = 0xEE
 RESERVE_BYTES = 1024
@@ -282,9 +283,13 @@ class Worker:
         self.send = sender.send
         self.block_bytes = block_bytes
         self.feeds: dict[tuple[int, int], Feed] = {}
+        self.raw_feeds: dict[tuple[int, int], list[RawFeed]] = {}
 
     def handle(self, event: wire.Event) -> None:
         self.kernel.log(f"   worker {self.channel}: {event}")
+        if event.key in self.raw_feeds:
+            self.raw_feeds[event.key][-1].handle(event)
+            return
         feed = self.feeds.get(event.key)
         check(feed is not None, f"{event.key}: an event for a stream that channel {self.channel} does not feed")
         assert feed is not None
