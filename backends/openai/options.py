@@ -255,7 +255,7 @@ def _read_key(path: Path, where: str) -> str:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
     except OSError as error:
         raise OptionError(f'{where} = "{path}" cannot be read: {error.strerror}') from error
-    with open(descriptor, "rb") as file:
+    try:
         found = os.fstat(descriptor)
         if not stat.S_ISREG(found.st_mode):
             raise OptionError(f'{where} = "{path}" is no file')
@@ -263,7 +263,9 @@ def _read_key(path: Path, where: str) -> str:
         if found.st_mode & (stat.S_IRWXO | stat.S_IWGRP):
             mode = stat.S_IMODE(found.st_mode)
             raise OptionError(f'{where} = "{path}" has mode {mode:04o}: others must not read it; use chmod 600 or 640')
-        data = file.read(KEY_FILE_BYTES_MAX + 1)
+        data = os.read(descriptor, KEY_FILE_BYTES_MAX)
+    finally:
+        os.close(descriptor)
     # Only ASCII can be a key, so what another encoding would make of it does not matter.
     key = data.decode("latin-1").strip()
     if not key or len(key) > KEY_CHARACTERS_MAX:

@@ -75,8 +75,6 @@ class Prepared(NamedTuple):
             body["stream_options"] = USAGE
         try:
             return _encode(body)
-        except OverflowError:
-            raise RequestError("invalid_value", "the request has an integer of more than 64 bits") from None
         except RecursionError:
             raise RequestError("malformed_json", "the request's JSON is nested too deeply") from None
 
@@ -94,8 +92,10 @@ def prepare(request: Request, model: str, style: RelayFormat, randomness: random
     messages, has_system, characters = _messages(request, said)
     asked = _text(said, "model", MODEL_CHARACTERS_MAX) or model
     upstream = _text(said, "upstream", MODEL_CHARACTERS_MAX)
-    form = said.get("format", style) or style
-    if form not in {"content", "openai"}:
+    form = said.get("format")
+    if form is None:
+        form = style
+    if form not in ("content", "openai"):
         raise _wrong("format", '"content" or "openai"')
     request_id = _request_id(request, randomness)
     return Prepared(
