@@ -182,11 +182,13 @@ class OpenAIRelay(Relay):
             upstream.park(now_s + min(wait_s, PARKED_S_MAX), is_rate_limited=failure.status == 429)
         shared.accounts.attempt_failed(upstream.name, self._model, failure.kind)
         extra = {"upstream": upstream.name, "request_id": self.request_id, "kind": failure.kind.value}
-        # Each of them would be a flood in an outage: the breaker says what matters. A wrong key is for the operator.
-        if is_status and failure.status in {401, 403}:
-            logger.warning("upstream refuses the key", extra={**extra, "status": failure.status})
-        else:
-            logger.debug("attempt failed", extra={**extra, "status": failure.status, "detail": failure.detail})
+        # A line for each would be a flood in an outage: of that the breaker says what matters.
+        logger.debug("attempt failed", extra={**extra, "status": failure.status, "detail": failure.detail})
+        if is_status and failure.status in {401, 403} and not upstream.refuses_key:
+            upstream.refuses_key = True
+            logger.warning(
+                "upstream refuses the key, or what it is used for", extra={**extra, "status": failure.status}
+            )
         return wait_s
 
     def _next(self, failed: UpstreamState, failure: Failure, now_s: float) -> tuple[UpstreamState, int] | None:

@@ -43,6 +43,7 @@ class Running:
 
     def answered(self) -> None:
         """The first token came."""
+        self.upstream.refuses_key = False
         self.upstream.breaker.answered(self.permit)
 
     def succeeded(self) -> None:
@@ -69,7 +70,7 @@ class Running:
 class UpstreamState:
     """One upstream as it is now."""
 
-    __slots__ = ("active_count", "breaker", "is_rate_limited", "options", "parked_until_s")
+    __slots__ = ("active_count", "breaker", "is_rate_limited", "options", "parked_until_s", "refuses_key")
 
     def __init__(self, options: UpstreamOptions, changed: Callable[[str, str], None]) -> None:
         """`changed` is told the upstream's name and its breaker's new state."""
@@ -84,6 +85,7 @@ class UpstreamState:
         self.active_count = 0
         self.parked_until_s = 0.0
         self.is_rate_limited = False  # it is parked because of a 429
+        self.refuses_key = False  # the last that it said of the key; logged when it begins
 
     # ---- what others may read
 

@@ -274,6 +274,22 @@ def test_a_refusal_is_an_answer() -> None:
     assert one.upstreams()[0].state == "closed"
 
 
+def test_a_key_that_is_refused_is_logged_when_it_begins(caplog: pytest.LogCaptureFixture) -> None:
+    one = backend(api_key="secret-of-mine")
+    for statuses in ((401, 403), (401,)):
+        for status in statuses:
+            relay = opened(one)
+            relay.first()
+            refused(relay, answer(status, {"error": {"message": "wrong: secret-of-mine"}}))
+        relay = opened(one)
+        relay.first()
+        relay.answered("m")
+    assert [record.getMessage() for record in caplog.records] == [
+        "upstream refuses the key, or what it is used for"
+    ] * 2
+    assert "secret-of-mine" not in caplog.text
+
+
 # ---- the ledger
 
 
