@@ -52,7 +52,7 @@ class OpenAI(Backend):
         self._randomness = random.Random() if randomness is None else randomness  # noqa: S311
         self.ledger = _ledger(section)
         self._shared = Shared(
-            Upstreams(upstreams, self._randomness, self.accounts.breaker_changed),
+            Upstreams(upstreams, self._randomness, self.accounts.breaker_changed, clock),
             _retry_options(section),
             RetryBudget(section.retry_percent, section.retry_reserve, clock()),
             self.accounts,

@@ -246,9 +246,8 @@ class OpenAIRelay(Relay):
         if completion is None:
             completion = outcome.token_count
         if prompt is None:
-            # Of an attempt that failed before its first token it is not known that it cost anything.
-            was_asked = has_begun or (self._error is None and self._attempt_count > 0)
-            prompt = -(-self._prompt_characters // CHARACTERS_PER_TOKEN) if was_asked else 0
+            # Of a stream that was never answered it is not known that it cost anything.
+            prompt = -(-self._prompt_characters // CHARACTERS_PER_TOKEN) if has_begun else 0
         error = self._error
         status = self._error_status if error is not None else 200 if has_begun or outcome.bytes_sent else 0
         return LedgerRow(

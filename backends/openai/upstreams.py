@@ -70,17 +70,22 @@ class Running:
 class UpstreamState:
     """One upstream as it is now."""
 
-    __slots__ = ("active_count", "breaker", "is_rate_limited", "options", "parked_until_s", "refuses_key")
+    __slots__ = ("_clock", "active_count", "breaker", "is_rate_limited", "options", "parked_until_s", "refuses_key")
 
-    def __init__(self, options: UpstreamOptions, changed: Callable[[str, str], None]) -> None:
-        """`changed` is told the upstream's name and its breaker's new state."""
+    def __init__(
+        self, options: UpstreamOptions, changed: Callable[[str, str], None], clock: Callable[[], float]
+    ) -> None:
+        """`changed` is told the upstream's name and its breaker's new state; `clock` is for who looks at it."""
 
         def breaker_changed(state: State) -> None:
             level = logging.INFO if state is State.CLOSED else logging.WARNING
-            logger.log(level, "upstream's breaker", extra={"upstream": options.name, "state": state.value})
+            logger.log(
+                level, "the breaker of an upstream has changed", extra={"upstream": options.name, "state": state.value}
+            )
             changed(options.name, state.value)
 
         self.options = options
+        self._clock = clock
         self.breaker = Breaker(options.breaker, breaker_changed)
         self.active_count = 0
         self.parked_until_s = 0.0
@@ -100,9 +105,15 @@ class UpstreamState:
         return self.options.origin
 
     @property
-    def state(self) -> str:
-        """Of its breaker: closed, open or half_open."""
-        return self.breaker.state.value
+    def breaker_state(self) -> str:
+        """closed, open, or half_open: also one that the next stream may try.
+
+        Otherwise /ready would say open for as long as no stream comes, and none would come for as long as it says so.
+        """
+        state = self.breaker.state
+        if state is State.OPEN and self.breaker.allows(self._clock()):
+            state = State.HALF_OPEN
+        return state.value
 
     @property
     def models(self) -> tuple[str, ...]:
@@ -150,11 +161,16 @@ class Upstreams:
     """All of them."""
 
     def __init__(
-        self, options: Sequence[UpstreamOptions], randomness: random.Random, changed: Callable[[str, str], None]
+        self,
+        options: Sequence[UpstreamOptions],
+        randomness: random.Random,
+        changed: Callable[[str, str], None],
+        clock: Callable[[], float],
     ) -> None:
         """At least one."""
         self._randomness = randomness
         self._changed = changed
+        self._clock = clock
         self.states: tuple[UpstreamState, ...] = ()
         self.configure(options)
 
@@ -166,7 +182,7 @@ class Upstreams:
 
     def _configured(self, options: UpstreamOptions, before: UpstreamState | None) -> UpstreamState:
         if before is None or _place(before.options) != _place(options):
-            return UpstreamState(options, self._changed)
+            return UpstreamState(options, self._changed, self._clock)
         # An origin stands for connections that are open: it stays the same object as long as it says the same.
         if asdict(before.options.origin) == asdict(options.origin):
             options = replace(options, origin=before.options.origin)

@@ -106,7 +106,7 @@ def test_a_key_file_is_read_again(tmp_path: Path) -> None:
 def test_what_it_shows_of_itself() -> None:
     one = several(Clock(), upstream("a", models=["m"]), upstream("b"))
     opened(one, upstream="a", model="m").first()
-    shown = [(one.name, one.origin.host, one.state, one.active_count, one.models) for one in one.upstreams()]
+    shown = [(one.name, one.origin.host, one.breaker_state, one.active_count, one.models) for one in one.upstreams()]
     assert shown == [("a", "a.test", "closed", 1, ("m",)), ("b", "b.test", "closed", 0, ())]
 
 

@@ -191,7 +191,7 @@ def test_who_asks_to_be_left_alone_is_no_failure_of_the_breaker() -> None:
         if relay.first().origin.name == "a":
             relay.failed(answer(503, retry_after="2"))
         clock.pass_s(1)
-    assert one.upstreams()[0].state == "closed"
+    assert one.upstreams()[0].breaker_state == "closed"
 
 
 def test_a_quota_that_is_used_up_is_not_waited_for() -> None:
@@ -249,7 +249,7 @@ def test_failures_open_the_breaker_and_answers_close_it() -> None:
         relay = opened(one)
         relay.first()
         relay.answered("m")
-    assert one.upstreams()[0].state == "closed"
+    assert one.upstreams()[0].breaker_state == "closed"
     assert one.accounts.of("default").breaker_changes == {"open": 1, "half_open": 1, "closed": 1}
 
 
@@ -258,7 +258,7 @@ def test_a_client_that_leaves_says_nothing_about_the_upstream() -> None:
     relay = opened(one)
     relay.first()
     relay.ended(outcome("client_gone"))
-    assert (one.upstreams()[0].state, active(one)) == ("closed", [0])
+    assert (one.upstreams()[0].breaker_state, active(one)) == ("closed", [0])
 
 
 def test_a_refusal_is_an_answer() -> None:
@@ -271,7 +271,7 @@ def test_a_refusal_is_an_answer() -> None:
     relay = opened(one)
     relay.first()
     refused(relay, answer(400))
-    assert one.upstreams()[0].state == "closed"
+    assert one.upstreams()[0].breaker_state == "closed"
 
 
 def test_a_key_that_is_refused_is_logged_when_it_begins(caplog: pytest.LogCaptureFixture) -> None:
@@ -354,7 +354,7 @@ def test_the_row_of_a_stream_that_was_cut(tmp_path: Path) -> None:
 
 def test_the_row_of_a_client_that_left_before_the_first_token(tmp_path: Path) -> None:
     row = row_of(tmp_path, "client_gone")
-    assert (row["status"], row["prompt_tokens"], row["completion_tokens"], row["error"]) == (0, 3, 0, "")
+    assert (row["status"], row["prompt_tokens"], row["completion_tokens"], row["error"]) == (0, 0, 0, "")
 
 
 def test_the_row_of_a_stream_that_nobody_could_take(tmp_path: Path) -> None:

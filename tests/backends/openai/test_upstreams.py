@@ -15,7 +15,7 @@ from backends.openai.errors import RequestError
 from backends.openai.options import UpstreamOptions, upstream_options
 from backends.openai.upstreams import Running, Upstreams, UpstreamState
 from config.openai import OpenAIBackend
-from tests.backends.openai.making import upstream
+from tests.backends.openai.making import Clock, upstream
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -26,7 +26,7 @@ def options(*tables: dict[str, Any], **section: object) -> tuple[UpstreamOptions
 
 
 def of(*tables: dict[str, Any], seed: int = 1, **section: object) -> Upstreams:
-    return Upstreams(options(*tables, **section), random.Random(seed), lambda _name, _state: None)
+    return Upstreams(options(*tables, **section), random.Random(seed), lambda _name, _state: None, lambda: 0.0)
 
 
 def chosen(pool: Upstreams, now_s: float = 0.0, model: str = "m", excluded: Sequence[UpstreamState] = ()) -> str | None:
@@ -189,11 +189,20 @@ def test_an_attempt_ends_once() -> None:
 
 def test_breakers_tell_their_changes() -> None:
     changes: list[tuple[str, str]] = []
-    pool = Upstreams(options(upstream("a")), random.Random(1), lambda name, state: changes.append((name, state)))
+    clock = Clock()
+    clock.now_s = 0.0
+
+    def changed(name: str, state: str) -> None:
+        changes.append((name, state))
+
+    pool = Upstreams(options(upstream("a")), random.Random(1), changed, clock)
     breaks(pool, "a")
+    assert pool.states[0].breaker_state == "open"
+    clock.pass_s(30)
+    assert pool.states[0].breaker_state == "half_open", "the next stream may try it"
     begin(pool, "a", 30.0).failed(30.0)
     assert changes == [("a", "open"), ("a", "half_open"), ("a", "open")]
-    assert pool.states[0].state == "open"
+    assert pool.states[0].breaker_state == "open"
 
 
 def test_who_stays_at_its_address_keeps_its_history() -> None:
@@ -204,7 +213,7 @@ def test_who_stays_at_its_address_keeps_its_history() -> None:
     origin = first.origin
     pool.configure(options(upstream("b", api_base="http://other.test"), upstream("a", weight=5, models=["m"])))
     assert pool.states[1] is first
-    assert (first.active_count, first.state, first.options.weight) == (1, "half_open", 5)
+    assert (first.active_count, first.breaker_state, first.options.weight) == (1, "half_open", 5)
     assert first.origin is origin, "its connections stay"
     assert pool.states[0] is not second
     assert pool.states[0].origin.host == "other.test"
@@ -219,4 +228,4 @@ def test_other_timeouts_are_another_origin() -> None:
     assert first.origin.head_timeout_ms == 5
     pool.configure(options(upstream("a", breaker_failures=1)))
     begin(pool, "a").failed(0.0)
-    assert first.state == "open"
+    assert first.breaker_state == "open"
