@@ -116,7 +116,7 @@ class OpenAIRelay(Relay):
         now_s = shared.clock()
         wait_s = self._settle(running, failure, now_s)
         self._verdicts[running.upstream] = verdict(failure)
-        found = self._next(running.upstream, failure, now_s)
+        found = self._next(running.upstream, now_s)
         if found is None:
             error = of_failure(failure, running.options, 0 if wait_s is None else whole_seconds(wait_s))
             self._give_up(error, is_streaming=failure.is_streaming)
@@ -191,13 +191,13 @@ class OpenAIRelay(Relay):
             )
         return wait_s
 
-    def _next(self, failed: UpstreamState, failure: Failure, now_s: float) -> tuple[UpstreamState, int] | None:
+    def _next(self, failed: UpstreamState, now_s: float) -> tuple[UpstreamState, int] | None:
         """Who is asked next, and after how long; None when it is over."""
         shared, retries = self._shared, self._shared.retries
         if self._verdicts[failed] is Verdict.FINAL or self._attempt_count >= retries.attempts_max:
             return None
-        if self._prepared is None or failure.is_streaming:
-            return None
+        if self._prepared is None:
+            return None  # a token came, so the client has had it, or is about to
         # A reload may have taken some of them away.
         candidates = [state for state in self._candidates if state in shared.upstreams.states]
         found = shared.upstreams.choose(candidates, self._verdicts, now_s)

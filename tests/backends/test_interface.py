@@ -56,6 +56,7 @@ def test_unknown_fields_are_options() -> None:
     raw = json.dumps({"prompt": "p", "profile": {"deep": 1}}).encode()
     assert Request(Fields(), raw).options["profile"] == {"deep": 1}
     assert Request(Fields()).options == {}
+    assert Request(Fields(), b"\0").options == {}
 
 
 def test_a_request_that_nobody_runs() -> None:
@@ -108,6 +109,7 @@ def test_a_backend_that_overrides_nothing() -> None:
     assert backend.scripts() == ()
     backend.reload({"a": 2})
     assert backend.options == {"a": 2}
+    backend.close()
     with pytest.raises(NotImplementedError):
         backend.chunks(Request(Fields()))
 

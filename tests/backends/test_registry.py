@@ -19,7 +19,7 @@ from config.openai import OpenAIBackend
 from config.settings import Backend, Settings, Streaming
 
 SOURCE = """
-from backends.interface import Backend
+from backends.interface import Backend, OptionError
 
 class Good(Backend):
     def chunks(self, request):
@@ -31,6 +31,13 @@ class Idle(Backend):
 class Picky(Backend):
     def __init__(self, options):
         raise ValueError("needs a model")
+
+    def chunks(self, request):
+        yield from ()
+
+class Refusing(Backend):
+    def __init__(self, options):
+        raise OptionError("speed is too high: at most 5")
 
     def chunks(self, request):
         yield from ()
@@ -102,6 +109,7 @@ def test_an_own_backend_may_take_the_place_of_a_built_in_one() -> None:
         ("own_backends:Stranger", "derived from"),
         ("own_backends:Idle", "neither open nor chunks"),
         ("own_backends:Picky", "needs a model"),
+        ("own_backends:Refusing", r"^\[backend.own\]: speed is too high: at most 5$"),
     ],
 )
 def test_what_cannot_be_used_is_named(path: str, word: str) -> None:

@@ -201,6 +201,11 @@ def test_headers_are_masked_whatever_their_name() -> None:
     assert shown("headers", {"X-A": "b", "a b": "", "max": 5}) == '{ X-A = ********, "a b" = "", max = 5 }'
 
 
+def test_a_list_of_tables_is_masked_within() -> None:
+    text = shown("upstreams", (Upstream(name="a", api_key="hidden", headers={"X-A": "hidden"}),))
+    assert text == '[{ name = "a", priority = 0, weight = 1, api_key = ********, headers = { X-A = ******** } }]'
+
+
 # ---- whether it is in use, and reload
 
 

@@ -119,6 +119,13 @@ def test_nobody_else_is_asked_once_the_client_has_content(kind: FailureKind) -> 
     assert active(one) == [0, 0]
 
 
+def test_nobody_else_is_asked_once_a_token_came() -> None:
+    relay = opened(several(Clock(), upstream("a"), upstream("b", priority=1)))
+    relay.first()
+    relay.answered("m")
+    assert refused(relay, failure(FailureKind.CUT)).code == "upstream_disconnected"
+
+
 @pytest.mark.parametrize("status", [400, 401, 403, 404, 408, 409, 413, 422, 499, 501, 505])
 def test_nobody_else_is_asked_what_one_has_refused(status: int) -> None:
     one = several(Clock(), upstream("a"), upstream("b", priority=1))
