@@ -9,7 +9,7 @@ import enum
 import threading
 from dataclasses import dataclass, field
 from http import HTTPStatus
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -46,7 +46,8 @@ class After(enum.Enum):
     RESET_ON_REQUEST = "reset_on_request"
 
 
-class Wait(NamedTuple):
+@dataclass(frozen=True)
+class Wait:
     """Silence for so long."""
 
     seconds: float
