@@ -123,13 +123,14 @@ def _example_table(key: Key) -> list[str]:
 
 
 def _table_reference(key: Key) -> list[str]:
+    assert all(one.is_reloadable for one in TABLE_KEYS[key.path].values()), "the sentence below says so"
     rows: list[tuple[str, str, str, str]] = []
     for name, one in TABLE_KEYS[key.path].items():
         default = "required" if one.is_required else "the section's" if one.default is None else f"`{one.default}`"
         rows.append((f"`{name}`", default, permitted(one), one.description))
     return [
         f"### [[{key.path}]]",
-        f"{_sentence(key.description)} One table for each, in any number up to the list's.",
+        f"{_sentence(key.description)} All of it takes effect on SIGHUP, for streams that start from then.",
         _table(("Key", "Default", "Permitted", "Meaning"), rows),
     ]
 
@@ -151,7 +152,7 @@ def _keys(section: str) -> list[Key]:
 
 
 def _purpose(section: str) -> str:
-    return (SECTIONS[section].__doc__ or "").strip().splitlines()[0]
+    return " ".join((SECTIONS[section].__doc__ or "").split())
 
 
 def _place(place: Path) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import enum
 import math
+from datetime import timezone
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING
 
@@ -105,7 +106,8 @@ def retry_after_s(headers: Mapping[str, str], wall_s: float) -> float | None:
         return min(float(text[:12]), RETRY_AFTER_S_MAX)
     try:
         date = parsedate_to_datetime(text)
-        seconds = date.timestamp() - wall_s
+        # The forms without a zone mean UTC, where Python would take them for local time.
+        seconds = (date if date.tzinfo is not None else date.replace(tzinfo=timezone.utc)).timestamp() - wall_s
     except (TypeError, ValueError, IndexError, OverflowError):
         return None
     return min(max(seconds, 0.0), RETRY_AFTER_S_MAX)

@@ -229,7 +229,7 @@ class Upstreams:
         """Why nobody can be asked, and when to come back."""
         if any(state.is_full() for state in candidates):
             return RelayError(
-                *(503, "upstream_busy", "every upstream has as many streams as are allowed"),
+                *(503, "upstream_busy", "every upstream that can be asked has as many streams as are allowed"),
                 retry_after_s=BUSY_RETRY_AFTER_S,
             )
         waits = [max(state.wait_s(now_s), state.breaker.wait_s(now_s)) for state in candidates]

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from backends.openai.relay import OpenAIRelay
 
 PLAIN = "http://127.0.0.1:8000/v1"
-EPOCH_S = 1_790_000_000.0  # 2026-09-21T13:33:20Z
+EPOCH_S = 1_790_000_000.0  # 2026-09-21T14:13:20Z
 _decode = msgspec.json.Decoder(Fields).decode
 
 

@@ -375,7 +375,7 @@ def test_the_row_of_a_stream_that_nobody_could_take(tmp_path: Path) -> None:
     relay.ended(outcome("refused"))
     (row,) = rows(path, one)
     assert (row["upstream"], row["status"], row["retries"], row["end_reason"]) == ("", 503, 0, "refused")
-    assert row["error"] == "upstream_busy: every upstream has as many streams as are allowed"
+    assert row["error"] == "upstream_busy: every upstream that can be asked has as many streams as are allowed"
 
 
 def test_every_stream_is_in_the_accounts() -> None:

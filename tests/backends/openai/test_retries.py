@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import time
 from email.utils import formatdate
 
 import pytest
@@ -123,6 +124,17 @@ def test_error_events(data: bytes, *, is_of_the_request: bool) -> None:
 )
 def test_retry_after(headers: dict[str, str], expected: float | None) -> None:
     assert retry_after_s(headers, EPOCH_S) == expected
+
+
+@pytest.mark.parametrize("text", ["Mon Sep 21 14:13:30 2026", "Mon, 21 Sep 2026 14:13:30 -0000"])
+def test_a_date_without_a_zone_is_in_utc(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TZ", "Asia/Tokyo")
+    time.tzset()
+    try:
+        assert retry_after_s({"retry-after": text}, EPOCH_S) == 10
+    finally:
+        monkeypatch.undo()
+        time.tzset()
 
 
 @given(some.text(max_size=40))
