@@ -48,7 +48,7 @@ def relay_config(*upstreams: Mapping[str, object], other: str = "", **options: o
 
 def by(transport: str, upstream: Upstream, name: str = "", **options: object) -> dict[str, object]:
     """The table of one way to the upstream."""
-    found: dict[str, object] = {"name": name or transport, "priority": 1}
+    found: dict[str, object] = {"name": name or transport}
     if transport in {"tls", "h2"}:
         found |= {"api_base": upstream.tls_base, "ca_file": upstream.ca_file}
     elif transport == "unix":
@@ -61,11 +61,8 @@ def by(transport: str, upstream: Upstream, name: str = "", **options: object) ->
 
 
 def by_all(upstream: Upstream, suffix: str = "", **options: object) -> list[dict[str, object]]:
-    """Tables of every way to it, with these options and this end of their names. By TCP, where a request names none."""
-    return [
-        by(transport, upstream, transport + suffix, **{"priority": index, **options})
-        for index, transport in enumerate(TRANSPORTS)
-    ]
+    """Tables of every way to it, with these options and this end of their names."""
+    return [by(transport, upstream, transport + suffix, **options) for transport in TRANSPORTS]
 
 
 def ended(reason: str) -> str:
@@ -119,6 +116,7 @@ class Relay:
 
     daemon: Daemon
     upstream: Upstream
+    usual: str = ""  # the table that a test means which names none
     _begun: list[socket.socket] = field(default_factory=list["socket.socket"])
 
     def open(
@@ -129,8 +127,8 @@ class Relay:
         if plans:
             self.upstream.answer(name, *plans)
         request: dict[str, object] = {"model": name, "request_id": name, "prompt": "Hello", **fields}
-        if by:
-            request["upstream"] = by
+        if by or self.usual:
+            request["upstream"] = by or self.usual
         client = self.daemon.open(request, tcp=tcp)
         self._begun.append(client)
         return client, name
@@ -140,6 +138,11 @@ class Relay:
         client, _ = self.open(*plans, by=by, **fields)
         with client:
             return read_all(client, timeout_s)
+
+    def ask_all(self, plan: Plan, names: Sequence[str], **fields: Any) -> dict[str, Answer]:  # noqa: ANN401
+        """The same by each of these tables at once, for what takes its time."""
+        begun = {name: self.open(plan, by=name, **fields)[0] for name in names}
+        return {name: read_all(client) for name, client in begun.items()}
 
     def close_clients(self) -> None:
         """Those that a test has left open."""
@@ -188,16 +191,16 @@ def relaying(
     """A daemon with these upstreams, and the server that they lead to. It must end well, without a traceback."""
     with Upstream() as upstream:
         options.setdefault("ledger_file", str(directory / LEDGER))
-        configuration = relay_config(*tables(upstream), other=other, **options)
-        daemon = Daemon(directory, kernel, configuration=configuration).start()
-        relay = Relay(daemon, upstream)
+        found = tables(upstream)
+        daemon = Daemon(directory, kernel, configuration=relay_config(*found, other=other, **options)).start()
+        relay = Relay(daemon, upstream, "tcp" if any(table["name"] == "tcp" for table in found) else "")
         try:
             yield relay
-            relay.close_clients()
             assert daemon.stop() == 0, daemon.log[-4000:]
             assert "Traceback" not in daemon.log, daemon.log[-4000:]
             assert KEY not in daemon.log
         finally:
+            relay.close_clients()
             if daemon.process is not None and daemon.process.poll() is None:
                 daemon.process.kill()
                 daemon.process.wait()

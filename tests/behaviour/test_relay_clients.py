@@ -178,15 +178,18 @@ def test_a_drain_reads_on_and_learns_the_usage(relay: Relay, transport: str) -> 
     assert request.left_s is None
 
 
-@pytest.mark.parametrize("transport", TRANSPORTS)
-def test_a_drain_has_an_end(relay: Relay, transport: str) -> None:
-    client, name = relay.open(Plan(openai_stream(TOKENS * 1000), interval_s=0.02), by=f"{transport}-drain")
-    (request,) = relay.upstream.wait_for_requests(1, name)
-    client.settimeout(10)
-    client.recv(1)
-    left_s = leave(client)
-    assert 0.8 < relay.upstream.wait_gone(request) - left_s < 2
-    assert relay.row(name)["end_reason"] == "client_gone"
+def test_a_drain_has_an_end(relay: Relay) -> None:
+    plan = Plan(openai_stream(TOKENS * 1000), interval_s=0.02)
+    left: dict[str, float] = {}
+    for transport in TRANSPORTS:
+        client, name = relay.open(plan, by=f"{transport}-drain")
+        client.settimeout(10)
+        client.recv(1)
+        left[name] = leave(client)
+    for name, left_s in left.items():
+        (request,) = relay.upstream.requests(name)
+        assert 0.8 < relay.upstream.wait_gone(request) - left_s < 2
+        assert relay.row(name)["end_reason"] == "client_gone"
 
 
 # ---- slow clients
