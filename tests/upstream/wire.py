@@ -62,6 +62,8 @@ class Wire(asyncio.Protocol):
         """It is gone."""
         del exc
         self._over()
+        # Python 3.10 warns of a TLS transport that the other side alone has closed.
+        self.transport.abort()
 
     def pause_writing(self) -> None:
         """The kernel takes no more."""
