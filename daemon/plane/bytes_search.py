@@ -156,7 +156,7 @@ def _text_bytes(address: Any, length: Any) -> Any:
 
 # ---- names: compared as numbers, because compiled code has no bytes to compare them with
 
-_WORD4 = record_accessor(record("value:u4", 4))
+_WORD4 = record_accessor(record("value:i4", 4))
 _WORD8 = record_accessor(record("value:i8", 8))
 Words = tuple[int, int, int, int]  # length; the first eight bytes; the last eight; the ninth
 NO_NAME: Words = (-1, 0, 0, 0)
@@ -173,8 +173,11 @@ def name_words(name: bytes) -> Words:
 
 @inlined
 def word4_at(address: int) -> int:
-    """Four bytes, little-endian, unsigned."""
-    return int(_WORD4(address).value)
+    """Four bytes, little-endian, unsigned, but of a signed type.
+
+    Numba unites int64 and uint64 to a float, in which names that differ in their first byte are equal.
+    """
+    return int(_WORD4(address).value) & 0xFFFFFFFF
 
 
 @inlined
