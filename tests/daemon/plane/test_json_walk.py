@@ -215,6 +215,37 @@ def test_content_is_found_where_it_belongs_and_only_there(document: bytes, kind:
     assert WALKED.span(document, "content") == content
 
 
+WHERE = {
+    "choices": b'{"%s":[{"delta":{"content":"a"}}],"object":1}',
+    "delta": b'{"choices":[{"%s":{"content":"a"}}]}',
+    "content": b'{"choices":[{"delta":{"%s":"a"}}]}',
+    "text": b'{"choices":[{"%s":"a"}]}',
+    "role": b'{"choices":[{"delta":{"%s":"a"}}]}',
+    "finish_reason": b'{"choices":[{"%s":"a"}]}',
+    "usage": b'{"%s":{"prompt_tokens":1}}',
+    "prompt_tokens": b'{"usage":{"%s":1}}',
+    "completion_tokens": b'{"usage":{"%s":1}}',
+    "error": b'{"%s":1}',
+    "model": b'{"%s":"a"}',
+}
+
+
+@pytest.mark.parametrize("name", WHERE)
+def test_a_name_is_told_from_every_other_that_differs_in_one_bit(name: str) -> None:
+    place = WHERE[name]
+    assert check(place % name.encode())
+    for at in range(len(name)):
+        for bit in range(8):
+            other = bytearray(name.encode())
+            other[at] ^= 1 << bit
+            if other[at] >= 32 and other[at] not in b'"\\':
+                assert check(place % bytes(other))
+    for near in (name[:-1], name + "s", name[1:], name + "\\u0000", name + "\\n", "\\u00e9" + name[1:]):
+        assert check(place % near.encode())
+    for at, letter in enumerate(name):
+        assert check(place % f"{name[:at]}\\u{ord(letter):04x}{name[at + 1 :]}".encode())
+
+
 @pytest.mark.parametrize(
     ("delta", "token"),
     [
