@@ -93,6 +93,8 @@ def _one_signature(dispatcher: Any) -> Any:
     resolve = dispatcher.get_call_template
 
     def plain(argument: Any) -> Any:
+        if isinstance(argument, types.Boolean | types.BooleanLiteral):
+            return types.boolean
         return types.int64 if isinstance(argument, types.Integer) else argument
 
     def get_call_template(arguments: Any, keywords: Any) -> Any:

@@ -20,6 +20,7 @@ import numpy as np
 from config.compilation import compiled
 from config.settings import Settings
 from daemon import thread
+from daemon.compile_order import compile_in_order
 from daemon.epoll import memory as epoll_memory
 from daemon.epoll.enter import epoll_enter
 from daemon.plane.kernel_record import KERNEL, KERNEL_EPOLL, KERNEL_IO_URING, TIMESPEC
@@ -27,7 +28,7 @@ from daemon.plane.system import monotonic_ns
 from daemon.plane.table import Plane, allocate
 from daemon.plane.turn import STOPPED, turn
 from daemon.ring.enter import ARGUMENT, ring_enter
-from daemon.ring.memory import KernelError, Ring, close_ring, kernel_version, open_ring
+from daemon.ring.memory import Buffers, KernelError, Ring, close_ring, kernel_version, open_ring
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -60,7 +61,7 @@ class KernelReport:
     features: dict[str, bool] = field(default_factory=dict[str, bool])
 
 
-def _open_kernel(settings: Settings) -> tuple[Ring | None, KernelReport]:
+def _open_kernel(settings: Settings, buffers: Buffers | None = None) -> tuple[Ring | None, KernelReport]:
     """The ring, or None for epoll, by the settings and what the kernel allows; on the thread that will use it."""
     wanted = settings.server.kernel
     version = kernel_version()
@@ -68,7 +69,12 @@ def _open_kernel(settings: Settings) -> tuple[Ring | None, KernelReport]:
         return None, KernelReport(version, "epoll", "asked for by the configuration", io_uring_available=False)
     performance = settings.performance
     try:
-        ring = open_ring(performance.submission_entries, sqpoll=performance.sqpoll, no_sqarray=performance.no_sqarray)
+        ring = open_ring(
+            performance.submission_entries,
+            sqpoll=performance.sqpoll,
+            no_sqarray=performance.no_sqarray,
+            buffers=buffers,
+        )
     except KernelError as error:
         if wanted == "io_uring":
             raise
@@ -134,7 +140,8 @@ class DataPlane:
         thread.set_name("data-plane")
         ring: Ring | None = None
         try:
-            ring, report = _open_kernel(self._settings)
+            buffers = Buffers(self.plane.provided.ctypes.data, len(self.plane.provided))
+            ring, report = _open_kernel(self._settings, buffers)
             self.kernel, self.kernel_reason, self.features = report.chosen, report.reason, report.features
             self.features["short_slices"] = thread.ask_for_short_slices()
             self._attach(ring)
@@ -195,5 +202,6 @@ def warm_cache(progress: Callable[[str, float], None]) -> None:
     shared.stop = 2
     kernel = np.zeros(1, KERNEL)[0]
     kernel.scratch = plane.constants.ctypes.data + 200
+    compile_in_order()
     run(shared, kernel)
     progress("data plane", time.monotonic() - began)

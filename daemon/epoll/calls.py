@@ -15,11 +15,11 @@ from daemon.plane.system import system_call
 
 _NUMBERS: Final = {
     "x86_64": {
-        "read": 0, "write": 1, "close": 3, "sendto": 44, "recvfrom": 45, "recvmsg": 47, "shutdown": 48,
+        "read": 0, "write": 1, "close": 3, "sendto": 44, "recvfrom": 45, "recvmsg": 47, "shutdown": 48, "socket": 41, "connect": 42,
         "epoll_ctl": 233, "epoll_pwait": 281, "accept4": 288, "epoll_pwait2": 441,
     },
     "aarch64": {
-        "read": 63, "write": 64, "close": 57, "sendto": 206, "recvfrom": 207, "recvmsg": 212, "shutdown": 210,
+        "read": 63, "write": 64, "close": 57, "sendto": 206, "recvfrom": 207, "recvmsg": 212, "shutdown": 210, "socket": 198, "connect": 203,
         "epoll_ctl": 21, "epoll_pwait": 22, "accept4": 242, "epoll_pwait2": 441,
     },
 }[platform.machine()]  # fmt: skip
@@ -30,6 +30,8 @@ SYS_SENDTO: Final = _NUMBERS["sendto"]
 SYS_RECVFROM: Final = _NUMBERS["recvfrom"]
 SYS_RECVMSG: Final = _NUMBERS["recvmsg"]
 SYS_SHUTDOWN: Final = _NUMBERS["shutdown"]
+SYS_SOCKET: Final = _NUMBERS["socket"]
+SYS_CONNECT: Final = _NUMBERS["connect"]
 SYS_ACCEPT4: Final = _NUMBERS["accept4"]
 SYS_EPOLL_CTL: Final = _NUMBERS["epoll_ctl"]
 SYS_EPOLL_PWAIT: Final = _NUMBERS["epoll_pwait"]

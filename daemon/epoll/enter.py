@@ -15,9 +15,11 @@ from config.compilation import compiled, inlined
 from daemon.epoll.calls import (
     SYS_ACCEPT4,
     SYS_CLOSE,
+    SYS_CONNECT,
     SYS_EPOLL_PWAIT,
     SYS_EPOLL_PWAIT2,
     SYS_SHUTDOWN,
+    SYS_SOCKET,
     event_of,
     transfer,
 )
@@ -35,17 +37,25 @@ from daemon.epoll.waiting import (
 from daemon.plane.entries import (
     ACCEPT,
     ASYNC_CANCEL,
+    BUFFER_SELECT,
     CLOSE,
+    COMPLETION_BUFFER,
     COMPLETION_MORE,
+    CONNECT,
     EAGAIN,
+    EALREADY,
     EBADF,
     ECANCELED,
+    EINPROGRESS,
     EINTR,
     EINVAL,
+    EISCONN,
+    ENOBUFS,
     ENOMEM,
     MSG_DONTWAIT,
     NOP,
     POLL_ADD,
+    POLL_FIRST,
     POLLIN,
     POLLOUT,
     POLLRDHUP,
@@ -55,10 +65,13 @@ from daemon.plane.entries import (
     SEND,
     SEND_ZC,
     SHUTDOWN,
+    SOCK_NONBLOCK,
+    SOCKET,
     WRITE,
 )
 from daemon.plane.kernel_record import TIMESPEC
 from daemon.plane.records import record_accessor
+from daemon.plane.relay_table import provided_of
 from daemon.plane.system import system_call
 from daemon.plane.table import completion_of, submission_of
 from daemon.plane.timers import FOREVER_NS
@@ -142,7 +155,9 @@ def _wait(kernel: Any, wait_ns: int) -> int:
 def _serve(plane: Any, kernel: Any, entry: Any) -> None:
     """One submission: its completion is posted, or it waits."""
     opcode = int(entry.opcode)
-    if opcode in (SEND, SEND_ZC, WRITE):
+    if opcode == RECV and entry.flags & BUFFER_SELECT:
+        _receive_selected(plane, kernel, entry)
+    elif opcode in (SEND, SEND_ZC, WRITE):
         # A copying send has no notification to wait for; its one completion says so by not promising more.
         _transfer(plane, kernel, entry, POLLOUT)
     elif opcode in (RECV, RECVMSG, READ):
@@ -157,6 +172,12 @@ def _serve(plane: Any, kernel: Any, entry: Any) -> None:
         _post(plane, entry.tag, system_call(SYS_SHUTDOWN, entry.fd, entry.length, 0, 0, 0, 0), 0)
     elif opcode == ACCEPT:
         _begin_waiting(plane, kernel, entry, POLLIN)
+    elif opcode == SOCKET:
+        # A connect of a socket in blocking mode would block.
+        kind = _signed(entry.offset) | SOCK_NONBLOCK
+        _post(plane, entry.tag, system_call(SYS_SOCKET, entry.fd, kind, entry.length, 0, 0, 0), 0)
+    elif opcode == CONNECT:
+        _connect(plane, kernel, entry)
     else:
         _post(plane, entry.tag, 0 if opcode == NOP else -EINVAL, 0)
 
@@ -170,6 +191,54 @@ def _transfer(plane: Any, kernel: Any, entry: Any, mask: int) -> None:
         _begin_waiting(plane, kernel, entry, mask)
     else:
         _post(plane, entry.tag, result, 0)
+
+
+@compiled
+def _take_provided(plane: Any, kernel: Any, fd: int, length: int) -> int:
+    """Receive into the next provided buffer, without waiting; its number goes into the upper half of the result.
+
+    Not negative, or the negative errno; a buffer is only taken where bytes came.
+    """
+    if kernel.provided_head == plane.receive_published:
+        return -ENOBUFS
+    provided = provided_of(plane, kernel.provided_head)
+    result = transfer(RECV, fd, _signed(provided.address), min(length, int(provided.length)), 0)
+    if result <= 0:
+        return result
+    kernel.provided_head += 1
+    return result | (int(provided.number) << 32)
+
+
+@inlined
+def _post_selected(plane: Any, tag: int, result: int) -> None:
+    if result <= 0:
+        _post(plane, tag, result, 0)
+    else:
+        _post(plane, tag, result & 0xFFFFFFFF, COMPLETION_BUFFER | ((result >> 32) << 16))
+
+
+@inlined
+def _receive_selected(plane: Any, kernel: Any, entry: Any) -> None:
+    """A receive that takes a provided buffer when bytes are there; told that none are, it waits at once."""
+    result = -EAGAIN
+    if not entry.priority & POLL_FIRST:
+        result = _take_provided(plane, kernel, int(entry.fd), int(entry.length))
+    if result == -EAGAIN:
+        _begin_waiting(plane, kernel, entry, POLLIN | POLLRDHUP)
+    else:
+        _post_selected(plane, entry.tag, result)
+
+
+@inlined
+def _connect(plane: Any, kernel: Any, entry: Any) -> None:
+    """Connect; a TCP connection takes its time."""
+    result = system_call(SYS_CONNECT, entry.fd, _signed(entry.address), _signed(entry.offset), 0, 0, 0)
+    if result == -EINPROGRESS or result == -EALREADY:
+        # The address lies in the entry's own fields, which the operation keeps.
+        entry.length = _signed(entry.offset)
+        _begin_waiting(plane, kernel, entry, POLLOUT)
+    else:
+        _post(plane, entry.tag, 0 if result == -EISCONN else result, 0)
 
 
 @compiled
@@ -188,6 +257,7 @@ def _begin_waiting(plane: Any, kernel: Any, entry: Any, mask: int) -> None:
     operation.address = _signed(entry.address)
     operation.length = entry.length
     operation.flags = entry.operation_flags
+    operation.selects = entry.flags & BUFFER_SELECT
     code = widen(kernel, fd, mask)
     if code < 0:
         operation_give(kernel, number)
@@ -253,6 +323,19 @@ def _resume(plane: Any, kernel: Any, operation: Any, ready: int) -> bool:
         return True
     if operation.opcode == ACCEPT:
         return _accept(plane, kernel, operation)
+    if operation.opcode == CONNECT:
+        # Asked again, it tells what became of it.
+        code = system_call(SYS_CONNECT, operation.fd, operation.address, operation.length, 0, 0, 0)
+        if code == -EINPROGRESS or code == -EALREADY:
+            return False
+        _post(plane, operation.tag, 0 if code == -EISCONN else code, 0)
+        return True
+    if operation.selects:
+        received = _take_provided(plane, kernel, int(operation.fd), int(operation.length))
+        if received == -EAGAIN:
+            return False
+        _post_selected(plane, operation.tag, received)
+        return True
     result = transfer(operation.opcode, operation.fd, operation.address, operation.length, operation.flags)
     if result == -EAGAIN:
         return False

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from daemon.plane.table import Plane
 
 DESCRIPTORS_MAX = 1 << 22  # where the limit is none, or absurd; a descriptor beyond cannot be waited for
-WAITING_PER_SLOT = 4  # polls of client and peer, a send or its poll, a receive or its poll
+WAITING_PER_SLOT = 6  # polls of client and peer, sends and receives or their polls, of the client and of an upstream
 WAITING_PER_CHANNEL = 2
 
 

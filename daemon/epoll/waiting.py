@@ -20,8 +20,9 @@ from daemon.plane.entries import POLLERR, POLLHUP
 from daemon.plane.records import record, record_accessor
 
 INTEREST = record("mask:i4 first:i4", 8)
-OPERATION = record("tag:i8 address:i8 length:i8 opcode:i4 fd:i4 flags:i4 mask:i4 next:i4 hash_next:i4", 48)
+OPERATION = record("tag:i8 address:i8 length:i8 opcode:i4 fd:i4 flags:i4 mask:i4 next:i4 hash_next:i4 selects:i4", 64)
 BUCKET = record("first:i4", 4)
+OPERATION_BYTES = OPERATION.itemsize
 _interest_at = record_accessor(INTEREST)
 _operation_at = record_accessor(OPERATION)
 _bucket_at = record_accessor(BUCKET)
@@ -40,7 +41,7 @@ def interest_of(kernel: Any, fd: int) -> Any:
 @inlined
 def operation_of(kernel: Any, number: int) -> Any:
     assert 0 < number <= kernel.operations_touched
-    return _operation_at(kernel.operations + number * 48)
+    return _operation_at(kernel.operations + number * OPERATION_BYTES)
 
 
 @inlined

@@ -13,11 +13,14 @@ from typing import Any
 from config.compilation import compiled, inlined
 from daemon.plane import messages as m
 from daemon.plane import state as st
+from daemon.plane.assembly import give_assembly
+from daemon.plane.connections import abandon_connection
 from daemon.plane.counters import DESCRIPTORS_CLOSED, DISCARDED_BYTES, HISTOGRAM_STREAM_DURATION
 from daemon.plane.entries import EAGAIN, ECANCELED, EINTR, MSG_DONTWAIT, POLLIN, POLLRDHUP
 from daemon.plane.events import CONTROL_ENDED, WORKER_STOPPED, free_if_told, raise_control, raise_worker
 from daemon.plane.lists import body_buffer_give, handoff_buffer_give, ready_push
 from daemon.plane.output import discard_output, has_output
+from daemon.plane.relay_table import relay_of
 from daemon.plane.submissions import prepare_cancel, prepare_close, prepare_poll, prepare_receive, prepare_shutdown
 from daemon.plane.table import DISCARD_BYTES, count, observe, stream_of
 from daemon.plane.tag import (
@@ -61,6 +64,18 @@ def begin_closing(plane: Any, slot: int, reason: int) -> None:
     stream.phase_deadline_ns = stream.stream_deadline_ns = stream.write_deadline_ns = stream.keep_alive_at_ns = 0
     timer_remove(plane, slot)
     ready_push(plane, slot)
+    if stream.source == m.SOURCE_UPSTREAM:
+        _leave_upstream(plane, slot, reason)
+
+
+@inlined
+def _leave_upstream(plane: Any, slot: int, reason: int) -> None:
+    """Close the upstream's connection, whatever it is doing: nobody needs its answer any more."""
+    relay = relay_of(plane, slot)
+    if relay.connection >= 0:
+        if reason == st.CLIENT_GONE:
+            relay.left_ns = plane.now_ns
+        abandon_connection(plane, relay.connection)
 
 
 @inlined
@@ -195,6 +210,11 @@ def _end(plane: Any, slot: int) -> None:
     stream = stream_of(plane, slot)
     if stream.flags & (m.FLAG_ENDED | m.FLAG_BODY_LENT):
         return
+    if stream.source == m.SOURCE_UPSTREAM:
+        relay = relay_of(plane, slot)
+        if relay.connection >= 0 or relay.closing_count > 0 or relay.is_lent:
+            return  # the kernel may still read the request, or the control plane what a failure lent
+        give_assembly(plane, slot)
     timer_remove(plane, slot)
     if stream.body_buffer >= 0:
         body_buffer_give(plane, stream.body_buffer)

@@ -11,6 +11,7 @@ from typing import Any
 from config.compilation import compiled, inlined
 from daemon.plane import messages as m
 from daemon.plane import state as st
+from daemon.plane.attempts import attempt, end_raw, open_relay, set_endpoint, start_by_worker, take_raw
 from daemon.plane.body import CHUNK_SIZE, COUNTED, DONE
 from daemon.plane.closing import begin_closing
 from daemon.plane.counters import COMMANDS, COMMANDS_STALE, HISTOGRAM_HANDOFF, HISTOGRAM_QUEUE_WAIT, MESSAGES_SENT
@@ -27,6 +28,7 @@ from daemon.plane.output import (
     disown,
     room_for,
 )
+from daemon.plane.relay_failure import let_go, stop_relay
 from daemon.plane.submissions import prepare_read, room
 from daemon.plane.table import (
     COMMAND_BUFFER_BYTES,
@@ -138,6 +140,8 @@ def _open_source(plane: Any, slot: int, offset: int) -> None:
     stream.queued_ns = now
     if command.queue_timeout_ms > 0:
         stream.phase_deadline_ns = now + int(command.queue_timeout_ms) * MILLISECOND_NS
+    if command.source == m.SOURCE_UPSTREAM:
+        open_relay(plane, slot, command.queue_timeout_ms)
     if command.flags & (m.BODY_LENGTH | m.BODY_CHUNKED):
         _open_body(plane, slot, offset)
 
@@ -161,6 +165,9 @@ def _open_body(plane: Any, slot: int, offset: int) -> None:
 def _start(plane: Any, slot: int, command: Any) -> None:
     """A worker has the stream now."""
     stream = stream_of(plane, slot)
+    if stream.source == m.SOURCE_UPSTREAM:
+        start_by_worker(plane, slot, command.channel, command.cookie)
+        return
     if stream.state != st.LLM_QUEUED:
         count(plane, COMMANDS_STALE, 1)
         return
@@ -191,6 +198,9 @@ def _push(plane: Any, slot: int, offset: int) -> None:
     if stream.flags & m.FLAG_SOURCE_DONE:
         count(plane, COMMANDS_STALE, 1)
         return
+    if command.flags & m.RAW and stream.source == m.SOURCE_UPSTREAM:
+        take_raw(plane, slot, command.cookie, _payload(plane, offset), command.payload_bytes)
+        return
     if command.flags & m.KEEP_ALIVE and stream.flags & m.FLAG_HEAD_SENT:
         return  # the worker spoke in the meantime
     tail_before = int(stream.inline_tail)
@@ -218,9 +228,14 @@ def _finish(plane: Any, slot: int, offset: int) -> None:
     if stream.flags & m.FLAG_SOURCE_DONE:
         count(plane, COMMANDS_STALE, 1)
         return
+    if command.flags & m.RAW and stream.source == m.SOURCE_UPSTREAM:
+        end_raw(plane, slot, command.cookie, command.flags & m.COMPLETE != 0)
+        return
     if not _append_payload(plane, stream, command, _payload(plane, offset)):
         begin_closing(plane, slot, st.PROTOCOL)
         return
+    if stream.source == m.SOURCE_UPSTREAM:
+        stop_relay(plane, slot)
     if stream.state != st.STREAMING:
         stream.state = st.STREAMING
     stream.reason = command.reason
@@ -240,6 +255,8 @@ def _stop(plane: Any, slot: int, offset: int) -> None:
     if stream.flags & m.FLAG_SOURCE_DONE:
         count(plane, COMMANDS_STALE, 1)
         return
+    if stream.source == m.SOURCE_UPSTREAM:
+        stop_relay(plane, slot)
     head_bytes = int(command.head_bytes)
     address = _payload(plane, offset)
     if not stream.flags & m.FLAG_HEAD_SENT:
@@ -277,7 +294,7 @@ def _adopt(plane: Any, command: Any) -> None:
 
 
 @inlined
-def _of_the_plane(plane: Any, command: Any) -> bool:
+def _of_the_plane(plane: Any, command: Any, offset: int) -> bool:
     """Commands that concern no slot. False when this is none of them."""
     kind = int(command.kind)
     if kind == m.ADOPT:
@@ -293,6 +310,8 @@ def _of_the_plane(plane: Any, command: Any) -> bool:
     elif kind == m.TABLE:
         copy_bytes(plane.snapshot, plane.streams, plane.slots_touched * (plane.streams_bytes // plane.slot_count))
         plane.global_events |= GLOBAL_TABLE_READY
+    elif kind == m.ENDPOINT:
+        set_endpoint(plane, command.script, _payload(plane, offset))
     elif kind == m.CONFIGURE:
         plane.handoff_timeout_ns = int(command.handoff_timeout_ms) * MILLISECOND_NS
     else:
@@ -305,7 +324,7 @@ def _carry_out(plane: Any, offset: int) -> None:
     """One command."""
     command = command_of(plane, offset)
     count(plane, COMMANDS, 1)
-    if _of_the_plane(plane, command):
+    if _of_the_plane(plane, command, offset):
         return
     slot = int(command.slot)
     stale = slot >= plane.slots_touched
@@ -315,6 +334,9 @@ def _carry_out(plane: Any, offset: int) -> None:
         if not stale and command.kind == m.BODY_RETURN:
             _body_return(plane, slot)
             return
+        if not stale and command.kind == m.LET_GO:
+            let_go(plane, slot)
+            return
         stale = stale or stream.state == st.CLOSING or (stream.state == st.PARSING) != (command.kind == m.OPEN)
     if stale:
         count(plane, COMMANDS_STALE, 1)
@@ -322,6 +344,8 @@ def _carry_out(plane: Any, offset: int) -> None:
     kind = int(command.kind)
     if kind == m.OPEN:
         _open(plane, slot, offset)
+    elif kind == m.ATTEMPT:
+        attempt(plane, slot, _payload(plane, offset))
     elif kind == m.START:
         _start(plane, slot, command)
     elif kind in (m.PUSH, m.PUSH_RANGE):

@@ -31,6 +31,13 @@ COUNTERS = (
     "completion_overflows",
     "descriptors_closed",
     "bytes_handed_over",
+    "connections_opened",
+    "connections_reused",
+    "connections_idle",
+    "connections_stale",
+    "upstream_bytes",
+    "tokens",
+    "malformed_events",
 )
 (
     TURNS,
@@ -61,6 +68,13 @@ COUNTERS = (
     COMPLETION_OVERFLOWS,
     DESCRIPTORS_CLOSED,
     BYTES_HANDED_OVER,
+    CONNECTIONS_OPENED,  # to upstreams
+    CONNECTIONS_REUSED,
+    CONNECTIONS_IDLE,  # a gauge
+    CONNECTIONS_STALE,  # kept ones that were dead when they were needed
+    UPSTREAM_BYTES,  # received from upstreams
+    TOKENS,  # events that said something
+    MALFORMED_EVENTS,
 ) = range(len(COUNTERS))
 
 HISTOGRAMS = ("handoff", "first_byte", "message_interval", "stream_duration", "queue_wait")

@@ -10,10 +10,13 @@ from typing import Any
 
 from config.compilation import compiled, inlined
 from daemon.plane import messages as m
+from daemon.plane.assembly import assembly_address
 from daemon.plane.counters import BYTES_HANDED_OVER, EVENTS, EVENTS_BLOCKED
 from daemon.plane.entries import EAGAIN, EINTR, POLLOUT
 from daemon.plane.lists import slot_give
-from daemon.plane.state import CLOSING, FREE
+from daemon.plane.memory import copy_bytes
+from daemon.plane.relay_table import relay_of
+from daemon.plane.state import CLOSING, FREE, STREAMING
 from daemon.plane.submissions import prepare_poll, prepare_write, room
 from daemon.plane.table import EVENTS_PER_BATCH, channel_of, count, event_of, stream_of
 from daemon.plane.tag import POLL_EVENTS, WRITE_EVENTS, pack
@@ -23,10 +26,13 @@ CONTROL_HANDOFF = 1
 CONTROL_EXPIRED = 2
 CONTROL_KEEP_ALIVE = 4
 CONTROL_ENDED = 8
+CONTROL_ANSWERED = 16
+CONTROL_FAILED = 32
 # Bits of `worker_events`; STOPPED is always the last a worker hears of a stream.
 WORKER_RELEASED = 1
 WORKER_BODY = 2
 WORKER_STOPPED = 4
+EVENTS_PER_SLOT_MAX = 8  # more than one slot can owe at once
 # Bits of `global_events`.
 GLOBAL_LISTENER_IDLE = 1
 GLOBAL_PONG = 2
@@ -100,6 +106,49 @@ def _write_global(plane: Any, index: int) -> int:
     return index
 
 
+@compiled
+def _write_relay(plane: Any, slot: int, pending: int, index: int) -> int:
+    """What an upstream's answer came to: its first token, or a failure."""
+    stream, relay = stream_of(plane, slot), relay_of(plane, slot)
+    if pending & CONTROL_ANSWERED:
+        event = _begin(plane, 0, index, m.ANSWERED, slot, stream.generation)
+        event.reason = relay.model_bytes
+        target = plane.events + index * m.EVENT_BYTES + m.MODEL_OFFSET
+        copy_bytes(target, plane.texts + slot * m.TEXT_BYTES_MAX, m.MODEL_BYTES_MAX)
+        index += 1
+    if pending & CONTROL_FAILED:
+        event = _begin(plane, 0, index, m.FAILED, slot, stream.generation)
+        event.reason = relay.failure
+        event.state = stream.state
+        if stream.state == STREAMING:
+            event.flags = m.FAILED_STREAMING
+        if relay.assembly_bytes > 0:
+            event.address = assembly_address(plane, relay)
+            event.length = relay.assembly_bytes
+        event.bytes = relay.kept_head_bytes
+        event.client_fd = relay.status
+        event.peer_fd = relay.error
+        event.count = relay.number
+        index += 1
+    return index
+
+
+@compiled
+def _write_usage(plane: Any, slot: int, index: int) -> int:
+    """What is known of a relayed stream at its end."""
+    stream, relay = stream_of(plane, slot), relay_of(plane, slot)
+    event = _begin(plane, 0, index, m.USAGE, slot, stream.generation)
+    event.reason = relay.is_done
+    event.address = relay.prompt_tokens
+    event.length = relay.completion_tokens
+    event.client_fd = relay.malformed
+    event.peer_fd = relay.stale
+    event.time_ns = relay.first_token_ns - stream.accepted_ns if relay.first_token_ns else -1
+    event.bytes = relay.cancel_ns or -1
+    event.count = relay.token_count
+    return index + 1
+
+
 @inlined
 def _write_control(plane: Any, slot: int, index: int) -> int:
     """The control plane's events of one slot, in the order in which they can have happened."""
@@ -125,7 +174,11 @@ def _write_control(plane: Any, slot: int, index: int) -> int:
         event = _begin(plane, 0, index, m.KEEP_ALIVE_DUE, slot, stream.generation)
         event.state = stream.state
         index += 1
+    if pending & (CONTROL_ANSWERED | CONTROL_FAILED):
+        index = _write_relay(plane, slot, pending, index)
     if pending & CONTROL_ENDED:
+        if stream.source == m.SOURCE_UPSTREAM:
+            index = _write_usage(plane, slot, index)
         event = _begin(plane, 0, index, m.ENDED, slot, stream.generation)
         event.reason = stream.reason
         event.length = stream.first_byte_ns - stream.accepted_ns if stream.first_byte_ns else -1
@@ -146,6 +199,8 @@ def _write_worker(plane: Any, slot: int, channel: int, index: int) -> int:
         event = _begin(plane, channel, index, m.RELEASED, slot, stream.generation)
         event.bytes = stream.inline_done
         event.count = stream.ranges_done
+        if stream.source == m.SOURCE_UPSTREAM:
+            event.bytes = relay_of(plane, slot).raw_reported
         index += 1
     if pending & WORKER_BODY:
         event = _begin(plane, channel, index, m.BODY, slot, stream.generation)
@@ -181,10 +236,10 @@ def free_if_told(plane: Any, slot: int) -> None:
 
 @compiled
 def _fill_batch(plane: Any, number: int) -> int:
-    """Turn pending words of a channel into records; how many. A slot makes at most four."""
+    """Turn pending words of a channel into records; how many."""
     channel = channel_of(plane, number)
     index = _write_global(plane, 0) if number == 0 else 0
-    while channel.head >= 0 and index + 4 <= EVENTS_PER_BATCH:
+    while channel.head >= 0 and index + EVENTS_PER_SLOT_MAX <= EVENTS_PER_BATCH:
         slot = int(channel.head)
         stream = stream_of(plane, slot)
         channel.head = stream.control_next if number == 0 else stream.worker_next

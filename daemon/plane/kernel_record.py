@@ -16,7 +16,9 @@ KERNEL = record(
     # one interest per descriptor; operations that wait, how many there may be, were ever used, and the first free one
     "interests:i8 interest_count:i8 operations:i8 operation_count:i8 operations_touched:i8 operation_free:i8 "
     # first operation of each hash of a tag
-    "buckets:i8 bucket_mask:i8",
+    "buckets:i8 bucket_mask:i8 "
+    # provided buffers that were taken
+    "provided_head:i8",
     256,
 )
 TIMESPEC = record("seconds:i8 nanoseconds:i8", 16)  # struct __kernel_timespec

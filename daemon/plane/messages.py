@@ -177,6 +177,7 @@ EVENT = _record(
 
 RAW_CREDIT_BYTES = 8192
 MODEL_BYTES_MAX = 48
+MODEL_OFFSET = 16  # of the model's name in the record of ANSWERED
 
 ENDPOINT_PAYLOAD = _record(
     [

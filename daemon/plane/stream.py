@@ -58,10 +58,14 @@ from daemon.plane.output import (
     room_for,
 )
 from daemon.plane.paced import generate, next_due_ns
+from daemon.plane.relay import client_left
+from daemon.plane.relay_failure import relay_expired
+from daemon.plane.relay_table import relay_of
 from daemon.plane.submissions import prepare_cancel, prepare_poll, prepare_send
 from daemon.plane.table import KEEP_ALIVE_BYTES, KEEP_ALIVE_OFFSET, count, observe, stream_of
 from daemon.plane.tag import CANCEL, POLL_CLIENT, POLL_WRITABLE, SEND, pack
 from daemon.plane.timers import FOREVER_NS, timer_set
+from daemon.plane.upstream import service_relay
 
 EXPIRY_GRACE_NS = 5_000_000_000
 SUBMISSIONS_MAX = 4  # send or poll for writing, client's poll or its cancel, receive
@@ -76,6 +80,10 @@ def service_stream(plane: Any, slot: int) -> None:
         return
     if stream.source == m.SOURCE_PACED and not stream.flags & m.FLAG_SOURCE_DONE and generate(plane, slot):
         stream.flags |= m.FLAG_SOURCE_DONE | m.FLAG_TRUE_END
+    if stream.source == m.SOURCE_UPSTREAM:
+        service_relay(plane, slot)
+        if stream.state == st.CLOSING:
+            return
     if stream.keep_alive_ns > 0:
         _keep_alive(plane, slot, stream)
     if has_output(stream):
@@ -86,13 +94,19 @@ def service_stream(plane: Any, slot: int) -> None:
         return
     if stream.body_state > NONE and stream.body_state < DONE and not stream.flags & m.FLAG_SOURCE_DONE:
         service_body(plane, slot)
+    _watch_client(plane, slot, stream)
+    timer_set(plane, slot, _next_deadline(plane, slot, stream))
+
+
+@inlined
+def _watch_client(plane: Any, slot: int, stream: Any) -> None:
+    """Keep a poll on the client, so that its leaving is noticed at once."""
     # A stream whose last bytes are on their way needs no poll: the send itself tells of a client that has left.
     if not stream.flags & (m.FLAG_SOURCE_DONE | m.FLAG_HALF_CLOSED):
         if not stream.in_flight & (1 << POLL_CLIENT):
             _poll_client(plane, slot, stream)
         elif stream.body_state == DONE and not stream.flags & m.FLAG_POLLED:
             _poll_again(plane, slot, stream)
-    timer_set(plane, slot, _next_deadline(plane, stream))
 
 
 @inlined
@@ -162,7 +176,10 @@ def handle_send(plane: Any, slot: int, result: int, flags: int) -> None:
         count(plane, SENDS_BLOCKED, 1)
     elif result != -EINTR and result != -ENOMEM and result != -ENOBUFS and stream.state != st.CLOSING:
         gone = result == -EPIPE or result == -ECONNRESET or result == -ECANCELED
-        begin_closing(plane, slot, st.CLIENT_GONE if gone else st.SEND_ERROR)
+        if gone:
+            client_left(plane, slot)
+        else:
+            begin_closing(plane, slot, st.SEND_ERROR)
     elif result == -ENOMEM or result == -ENOBUFS:
         stream.sending_bytes = -1
     ready_push(plane, slot)
@@ -188,7 +205,8 @@ def _sent(plane: Any, slot: int, stream: Any, result: int, asked: int) -> None:
     if worth_telling and stream.source == m.SOURCE_PUSHED and stream.state != st.CLOSING:
         stream.inline_reported = stream.inline_done
         raise_worker(plane, slot, WORKER_RELEASED)
-    if stream.state == st.CLOSING or has_output(stream) or stream.flags & m.FLAG_SOURCE_DONE or stream.interval_ps == 0:
+    waited_for = stream.flags & m.FLAG_SOURCE_DONE or stream.interval_ps == 0 or stream.paused
+    if stream.state == st.CLOSING or has_output(stream) or waited_for:
         ready_push(plane, slot)
 
 
@@ -205,7 +223,7 @@ def handle_poll_client(plane: Any, slot: int, result: int) -> None:
     body_is_cut = stream.body_state != NONE and stream.body_state != DONE
     may_half_close = stream.flags & m.KEEP_HALF_OPEN or body_is_cut
     if result & (POLLERR | POLLHUP) or (result & POLLRDHUP and not may_half_close):
-        begin_closing(plane, slot, st.CLIENT_GONE)
+        client_left(plane, slot)
     elif result & POLLRDHUP:
         # io_uring reports a FIN asked or not: the next poll would complete at once, and the one after it.
         stream.flags |= m.FLAG_HALF_CLOSED
@@ -249,6 +267,14 @@ def _deadline_passed(plane: Any, slot: int, stream: Any) -> bool:
         expired = st.STREAM_TIMEOUT
     if expired == 0:
         return False
+    if stream.source == m.SOURCE_UPSTREAM and not stream.flags & m.FLAG_EXPIRED:
+        relay = relay_of(plane, slot)
+        if relay.is_draining:
+            begin_closing(plane, slot, st.CLIENT_GONE)
+            return True
+        if expired != st.STREAM_TIMEOUT and stream.state != st.LLM_QUEUED:
+            relay_expired(plane, slot)
+            return False
     if stream.flags & m.FLAG_EXPIRED:
         begin_closing(plane, slot, stream.expired)
         return True
@@ -271,13 +297,17 @@ def _phase_reason(stream: Any) -> int:
 
 
 @inlined
-def _next_deadline(plane: Any, stream: Any) -> int:
+def _next_deadline(plane: Any, slot: int, stream: Any) -> int:
     """The earliest time at which this stream needs service without being asked."""
     earliest = FOREVER_NS
     if stream.write_deadline_ns != 0:
         earliest = min(earliest, int(stream.write_deadline_ns))
     if stream.stream_deadline_ns != 0:
         earliest = min(earliest, int(stream.stream_deadline_ns))
+    if stream.source == m.SOURCE_UPSTREAM:
+        wake_ns = int(relay_of(plane, slot).wake_ns)
+        if wake_ns != 0:
+            earliest = min(earliest, wake_ns)
     if not stream.flags & m.FLAG_SOURCE_DONE:
         due_ns = next_due_ns(stream)
         # What is due and was not made waits for room in the block, which the next completed send brings.

@@ -10,6 +10,7 @@ from daemon.plane.entries import (
     ACCEPT_MULTISHOT,
     ASYNC_CANCEL,
     CLOSE,
+    CONNECT,
     MSG_CMSG_CLOEXEC,
     MSG_DONTWAIT,
     MSG_NOSIGNAL,
@@ -23,6 +24,7 @@ from daemon.plane.entries import (
     SHUT_WR,
     SHUTDOWN,
     SOCK_CLOEXEC,
+    SOCKET,
     WRITE,
 )
 from daemon.plane.table import submission_of
@@ -93,11 +95,12 @@ def prepare_send(plane: Any, fd: int, address: int, length: int, zero_copy: bool
 
 
 @inlined
-def prepare_receive(plane: Any, fd: int, address: int, length: int, flags: int, tag: int) -> None:
+def prepare_receive(plane: Any, fd: int, address: int, length: int, flags: int, tag: int) -> Any:
     entry = prepare(plane, RECV, fd, tag)
     entry.address = address
     entry.length = length
     entry.operation_flags = flags
+    return entry
 
 
 @inlined
@@ -125,3 +128,16 @@ def prepare_shutdown(plane: Any, fd: int, tag: int) -> None:
 @inlined
 def prepare_close(plane: Any, fd: int, tag: int) -> None:
     prepare(plane, CLOSE, fd, tag)
+
+
+@inlined
+def prepare_socket(plane: Any, family: int, kind: int, tag: int) -> None:
+    entry = prepare(plane, SOCKET, family, tag)
+    entry.offset = kind
+
+
+@inlined
+def prepare_connect(plane: Any, fd: int, address: int, length: int, tag: int) -> None:
+    entry = prepare(plane, CONNECT, fd, tag)
+    entry.address = address
+    entry.offset = length

@@ -81,11 +81,11 @@ GLOBALS = record(
     # connections to upstreams: free, touched, to be serviced, reading what is left of an answer
     "connection_count:i4 connection_free:i4 connections_touched:i4 connections_open:i4 "
     "connection_ready_head:i4 connection_ready_tail:i4 draining_first:i4 draining_last:i4 "
-    "assembly_free:i4 large_free:i4 receive_tail:i4 receive_published:i4 endpoints_used:i4 "
+    "assembly_free:i4 large_free:i4 endpoints_used:i4 "
     # the listener and the command pipe
     "listener_fd:i4 accept_in_flight:i4 accept_cancelling:i4 draining:i4 command_fd:i4 command_in_flight:i4 "
     "command_bytes:i4 global_events:i4 accept_paused:i4 accept_error:i4 "
-    "accept_retry_ns:i8 pong_cookie:i8 stray_mask:i8 idle_check_ns:i8 "
+    "accept_retry_ns:i8 pong_cookie:i8 stray_mask:i8 idle_check_ns:i8 receive_tail:i8 receive_published:i8 "
     # limits
     "handoff_bytes_max:i8 handoff_timeout_ns:i8 handoff_stream:i8 block_bytes:i8 body_buffer_bytes:i8 "
     "zero_copy_bytes_min:i8 linger_bytes_max:i8 head_bytes:i8 handoff_stride:i8 streams_bytes:i8 "
@@ -117,9 +117,24 @@ ANCILLARY = record(
 DESCRIPTOR = record("fd:i4", 4)
 
 # Constant bytes the plane sends by itself: (offset, length) in `constants`.
-_CONSTANTS = (b"HTTP/1.1 100 Continue\r\n\r\n", b": keep-alive\n\n", b"\r\n", b"0\r\n\r\n")
-CONTINUE_OFFSET, KEEP_ALIVE_OFFSET, LINE_END_OFFSET, LAST_CHUNK_OFFSET = 0, 32, 64, 96
-CONTINUE_BYTES, KEEP_ALIVE_BYTES, LINE_END_BYTES, LAST_CHUNK_BYTES = (len(constant) for constant in _CONSTANTS)
+_CONSTANTS = (
+    (0, b"HTTP/1.1 100 Continue\r\n\r\n"),
+    (32, b": keep-alive\n\n"),
+    (64, b"\r\n"),
+    (96, b"0\r\n\r\n"),
+    (256, b"data: [DONE]\n\n"),
+    (288, b'data: {"content":"'),
+    (320, b'"}\n\n'),
+)
+(CONTINUE_OFFSET, CONTINUE_BYTES), (KEEP_ALIVE_OFFSET, KEEP_ALIVE_BYTES), (LINE_END_OFFSET, LINE_END_BYTES) = (
+    (offset, len(constant)) for offset, constant in _CONSTANTS[:3]
+)
+(LAST_CHUNK_OFFSET, LAST_CHUNK_BYTES), (DONE_EVENT_OFFSET, DONE_EVENT_BYTES) = (
+    (offset, len(constant)) for offset, constant in _CONSTANTS[3:5]
+)
+(CONTENT_START_OFFSET, CONTENT_START_BYTES), (CONTENT_END_OFFSET, CONTENT_END_BYTES) = (
+    (offset, len(constant)) for offset, constant in _CONSTANTS[5:]
+)
 SCRATCH_OFFSET = 128  # 32 bytes in which numbers are rendered
 
 
@@ -148,7 +163,7 @@ class Plane(NamedTuple):
     blocks: Any  # u1[slot_count * output_block_bytes]
     texts: Any  # u1[slot_count * TEXT_BYTES_MAX]
     templates: Any  # u1[TEMPLATE_BYTES_MAX]; the standard head at offset 0, globals.head_bytes long
-    constants: Any  # u1[256]
+    constants: Any  # u1[512]
     scripts: Any  # SCRIPT[SCRIPT_COUNT_MAX]
     script_messages: Any  # SCRIPT_MESSAGE[SCRIPT_MESSAGES_MAX]
     script_parts: Any  # SCRIPT_PART[SCRIPT_PARTS_MAX]
@@ -375,7 +390,7 @@ def allocate(settings: Settings) -> Plane:
         blocks=lazy_bytes(slot_count * performance.output_block_bytes),
         texts=lazy_bytes(slot_count * messages.TEXT_BYTES_MAX),
         templates=np.zeros(TEMPLATE_BYTES_MAX, np.uint8),
-        constants=np.zeros(256, np.uint8),
+        constants=np.zeros(512, np.uint8),
         scripts=np.zeros(SCRIPT_COUNT_MAX, SCRIPT),
         script_messages=np.zeros(SCRIPT_MESSAGES_MAX, SCRIPT_MESSAGE),
         script_parts=np.zeros(SCRIPT_PARTS_MAX, SCRIPT_PART),
@@ -407,9 +422,7 @@ def _set_globals(plane: Plane, settings: Settings, slot_count: int, stride: int)
     for name, array in plane._asdict().items():
         if name != "globals":
             setattr(shared, name, array.ctypes.data)
-    for offset, constant in zip(
-        (CONTINUE_OFFSET, KEEP_ALIVE_OFFSET, LINE_END_OFFSET, LAST_CHUNK_OFFSET), _CONSTANTS, strict=True
-    ):
+    for offset, constant in _CONSTANTS:
         plane.constants[offset : offset + len(constant)] = np.frombuffer(constant, np.uint8)
     shared.slot_count = shared.block_count = slot_count
     set_relay_globals(plane, slot_count)

@@ -15,6 +15,7 @@ from daemon.plane import tag as t
 from daemon.plane.body import handle_body_received
 from daemon.plane.closing import handle_cancel, handle_discarded, handle_shutdown, service_closing
 from daemon.plane.commands import arm_commands, handle_read_commands
+from daemon.plane.connections import check_idle, connection_pop, forget_all, publish_receive_buffers, service_connection
 from daemon.plane.counters import COMPLETIONS, DESCRIPTORS_CLOSED, SLOTS_USED, STALE_COMPLETIONS, SUBMISSIONS, TURNS
 from daemon.plane.events import (
     GLOBAL_LISTENER_IDLE,
@@ -35,6 +36,7 @@ from daemon.plane.stream import handle_poll_client, handle_send, service_stream
 from daemon.plane.submissions import prepare_cancel, prepare_close, room
 from daemon.plane.table import channel_of, completion_of, count, counter_of, stray_of, stream_of
 from daemon.plane.timers import timers_advance, timers_next_ns
+from daemon.plane.upstream import complete_connection
 
 SUBMISSIONS_PER_SERVICE = 16  # more than any one service submits
 STOPPED = 1  # what `turn` returns when the loop is to end
@@ -52,19 +54,24 @@ def turn(plane: Any) -> int:
     plane.completion_base += plane.completion_count
     plane.completion_count = 0
     timers_advance(plane)
+    check_idle(plane)
     if plane.parked_count > 0 or plane.adopted_count > 0:
         unpark(plane)
     starved = _close_strays(plane)  # before the ready slots: they can use up all submissions, turn after turn
     _service_ready(plane)
+    _service_connections(plane)
+    publish_receive_buffers(plane)
     _accepting(plane)  # before the events: what it has to say leaves in this turn, as nothing else may cause another
     starved = flush_events(plane) or starved
     starved = poll_blocked_channels(plane) or starved
     arm_commands(plane)
     count(plane, SUBMISSIONS, plane.submission_pending - pending_before)
-    busy = plane.ready_head >= 0 or starved or not plane.command_in_flight
+    busy = plane.ready_head >= 0 or plane.connection_ready_head >= 0 or starved or not plane.command_in_flight
     plane.wait_until_ns = 0 if busy else timers_next_ns(plane)
     if plane.accept_retry_ns > plane.now_ns:
         plane.wait_until_ns = min(plane.wait_until_ns, plane.accept_retry_ns)
+    if plane.idle_check_ns > plane.now_ns:
+        plane.wait_until_ns = min(plane.wait_until_ns, plane.idle_check_ns)
     return STOPPED if _has_stopped(plane) else 0
 
 
@@ -83,10 +90,20 @@ def _service_ready(plane: Any) -> None:
 
 
 @inlined
+def _service_connections(plane: Any) -> None:
+    """The same for connections to upstreams, which the slots may just have changed."""
+    while plane.connection_ready_head >= 0 and room(plane) >= SUBMISSIONS_PER_SERVICE:
+        service_connection(plane, connection_pop(plane))
+
+
+@inlined
 def _complete(plane: Any, tag: int, result: int, flags: int) -> None:
     """Give a completion to whom it belongs; a stale one is counted and dropped."""
     kind = t.kind_of(tag)
     slot = t.slot_of(tag)
+    if kind >= t.CONNECTION_SOCKET:
+        complete_connection(plane, tag, result, flags)
+        return
     if kind >= t.ACCEPT:
         _complete_global(plane, kind, slot, result, flags)
         return
@@ -181,5 +198,8 @@ def _has_stopped(plane: Any) -> bool:
         return False
     if plane.stop == 2:
         return True
+    if counter_of(plane, SLOTS_USED).value == 0 and plane.connections_open > 0:
+        forget_all(plane)
+        return False
     idle = counter_of(plane, SLOTS_USED).value == 0 and plane.stray_in_flight == 0 and plane.stray_count == 0
     return bool(idle and not plane.accept_in_flight and plane.global_events == 0)

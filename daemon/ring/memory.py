@@ -14,7 +14,7 @@ import platform
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from daemon.plane.entries import OPCODES, SEND_ZC
+from daemon.plane.entries import BUFFER_SELECT, OPCODES, SEND_ZC
 
 SETUP_SQPOLL = 1 << 1
 SETUP_CQSIZE = 1 << 3
@@ -137,6 +137,26 @@ class _Probe(ctypes.Structure):
     ]
 
 
+class _BufferRing(ctypes.Structure):
+    """struct io_uring_buf_reg."""
+
+    _fields_ = [
+        ("ring_address", ctypes.c_uint64),
+        ("ring_entries", ctypes.c_uint32),
+        ("group", ctypes.c_uint16),
+        ("flags", ctypes.c_uint16),
+        ("reserved", ctypes.c_uint64 * 3),
+    ]
+
+
+@dataclass(frozen=True)
+class Buffers:
+    """Memory of a ring of provided buffers, page-aligned; group 0."""
+
+    address: int
+    entry_count: int
+
+
 @dataclass
 class Ring:
     """A mapped, enabled ring. Addresses are of the kernel's own words."""
@@ -184,7 +204,14 @@ def _explain(code: int) -> str:
     return reasons.get(code, f"io_uring_setup: {os.strerror(code)}")
 
 
-def open_ring(entries: int, *, sqpoll: bool = False, no_sqarray: bool = True, restrict: bool = True) -> Ring:
+def open_ring(
+    entries: int,
+    *,
+    sqpoll: bool = False,
+    no_sqarray: bool = True,
+    restrict: bool = True,
+    buffers: Buffers | None = None,
+) -> Ring:
     """Make, restrict and enable a ring of `entries` submissions and four times as many completions, on this thread."""
     _check_kernel()
     library = liburing()
@@ -210,6 +237,8 @@ def open_ring(entries: int, *, sqpoll: bool = False, no_sqarray: bool = True, re
         message = f"this kernel's io_uring lacks operations {', '.join(missing)}"
         raise KernelError(message)
     opened.features = {"no_sqarray": without_array, "send_zero_copy": SEND_ZC in supported, "sqpoll": sqpoll}
+    if buffers is not None:
+        _provide(library, opened, buffers)
     opened.features["restrictions"] = restrict and _restrict(library, ring, supported)
     code = library.io_uring_enable_rings(ctypes.byref(ring))
     if code < 0:
@@ -233,6 +262,16 @@ def _probe(library: ctypes.CDLL, ring: _Ring) -> set[int]:
     return {operation.operation for operation in probe.operations[: probe.length] if operation.flags & 1}
 
 
+def _provide(library: ctypes.CDLL, opened: Ring, buffers: Buffers) -> None:
+    """Register the ring of buffers to receive into; before the restrictions, which forbid all registering."""
+    registration = _BufferRing(ring_address=buffers.address, ring_entries=buffers.entry_count, group=0)
+    code = library.io_uring_register_buf_ring(ctypes.byref(opened.structure), ctypes.byref(registration), 0)
+    if code < 0:
+        close_ring(opened)
+        message = f"io_uring_register_buf_ring: {os.strerror(-code)}"
+        raise KernelError(message)
+
+
 def _restrict(library: ctypes.CDLL, ring: _Ring, supported: set[int]) -> bool:
     """Permit only the operations in use. False where the kernel knows no restrictions."""
     allowed = [opcode for opcode in OPCODES if opcode in supported]
@@ -240,8 +279,8 @@ def _restrict(library: ctypes.CDLL, ring: _Ring, supported: set[int]) -> bool:
     for entry, opcode in zip(restrictions, allowed, strict=False):
         entry.kind = RESTRICTION_SQE_OP
         entry.operation = opcode
-    restrictions[len(allowed)].kind = 2  # RESTRICTION_SQE_FLAGS_ALLOWED: none of the flags is in use
-    restrictions[len(allowed)].operation = 0
+    restrictions[len(allowed)].kind = 2  # RESTRICTION_SQE_FLAGS_ALLOWED
+    restrictions[len(allowed)].operation = BUFFER_SELECT
     return int(library.io_uring_register_restrictions(ctypes.byref(ring), restrictions, len(restrictions))) >= 0
 
 
