@@ -1,7 +1,8 @@
 """Compile the data plane from its leaves up.
 
-Asked for the loop, Numba compiles every callee while it infers the types of its caller, some twenty deep: ten minutes and
-2 GB where this order takes one minute. A function that is missing here is compiled all the same, only later and slower.
+Asked for the loop, Numba compiles every callee while it infers the types of its caller, some twenty deep: that takes
+ten minutes and 2 GB, and this order one minute. A function that is missing here is compiled all the same, only later
+and slower.
 """
 
 from __future__ import annotations

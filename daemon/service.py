@@ -7,6 +7,7 @@ kernel closes what it held. A supervisor starts a clean one sooner than a damage
 from __future__ import annotations
 
 import asyncio
+import functools
 import gc
 import logging
 import os
@@ -27,6 +28,7 @@ from daemon.control.monitoring import MonitoringServer
 from daemon.control.notify import Heartbeat, Notifier
 from daemon.control.pages import Condition, health_page, metrics_page, ready_page
 from daemon.control.planes import THREADS_WAIT_S, Planes
+from daemon.control.relay_pages import relay_collectors, upstream_statuses
 from daemon.control.reload import read_again
 from daemon.control.scripts import ScriptError
 from daemon.control.warming import load_or_compile
@@ -96,7 +98,7 @@ class Service:
         self._loop.set_exception_handler(self._control_plane_failed)
         signals.install(self._loop, self._stop_requested.set)
         self._fit_streams_to_descriptors()
-        registry = Registry(self._settings)
+        registry = self._registry = Registry(self._settings)
         await load_or_compile(self._stop_requested)
         self._planes = Planes(self._loop, self._settings, registry)
         self._listener = open_listener(ListenerOptions.of(self._settings.server), os.environ)
@@ -127,6 +129,7 @@ class Service:
         self._heartbeat_task.cancel()
         self._monitoring.close()
         threads_have_ended = self._planes.stop()
+        self._registry.close()
         if self._settings.monitoring.benchmark:
             print(summary(self._accounts, self._planes.plane), flush=True)
         logger.info("stopped", extra={"completed": self._accounts.completed, "failed": self._accounts.failed})
@@ -145,10 +148,12 @@ class Service:
     async def _start_monitoring(self, registry: Registry) -> None:
         accounts, monitoring = self._accounts, self._settings.monitoring
         self._condition = Condition(self._planes, registry.names(), self._settings.server.max_connections)
+        self._condition.upstreams = functools.partial(upstream_statuses, self._planes, self._settings.server.backend)
         pages = {"/health": health_page(accounts), "/ready": ready_page(accounts, self._condition)}
         if monitoring.metrics_port:
             thread_pool = self._settings.thread_pool.thread_pool
-            pages["/metrics"] = metrics_page(accounts, self._condition, thread_pool=thread_pool)
+            collectors = relay_collectors(self._planes)
+            pages["/metrics"] = metrics_page(accounts, self._condition, thread_pool=thread_pool, collectors=collectors)
         self._monitoring = MonitoringServer(pages)
         if monitoring.metrics_port:
             address, port = await self._monitoring.start(monitoring.metrics_address, monitoring.metrics_port)
@@ -203,6 +208,7 @@ class Service:
         logs.configure(settings.logging.level, settings.logging.format)
         try:
             self._planes.admission.reload(self._settings)
+            self._planes.watch_upstreams()
         except Exception:  # a user's backend reads its own options here, and must not end everybody's streams
             logger.exception("reload: a backend did not take its new options")
             return False

@@ -9,10 +9,12 @@ from __future__ import annotations
 import ctypes
 import functools
 import logging
+import resource
 import time
 from typing import TYPE_CHECKING, NamedTuple
 
 from backends.interface import BackendError, Request
+from backends.relay import Relay, RelayError
 from backends.sse import KEEP_ALIVE
 from daemon.control.answers import STANDARD_HEAD, Ending, either, streaming_head
 from daemon.control.commands import pack
@@ -28,6 +30,7 @@ from daemon.control.handoff import Refusal, decode, header_lines
 from daemon.control.limits import UserLimits, policy_of, remembered
 from daemon.control.opening import Opener
 from daemon.control.rare_log import RareLog
+from daemon.control.relays import is_relaying
 from daemon.control.streams import Stream
 from daemon.control.workers import Job
 from daemon.plane import messages as m
@@ -43,6 +46,7 @@ if TYPE_CHECKING:
     from daemon.control.adoption import Adoption
     from daemon.control.commands import CommandWriter
     from daemon.control.events import EventRecord
+    from daemon.control.relays import Relays
     from daemon.control.scripts import ScriptBook
     from daemon.control.streams import Observer
     from daemon.control.workers import WorkerPool
@@ -51,6 +55,7 @@ logger = logging.getLogger(__name__)
 
 RETRY_AFTER_S = 1  # of refusals for want of room: it may be free again at once
 RETRY_AFTER_DRAIN_S = 5
+DESCRIPTORS_RESERVED = 200  # for the process itself, and for idle connections to upstreams
 _string_at = ctypes.string_at
 _UNUSUAL = m.CONTROL_TRUNCATED | m.EXTRA_DESCRIPTORS
 
@@ -74,7 +79,7 @@ class Route(NamedTuple):
 class Admission:
     """Answers the data plane's events. Its `handlers` go to an EventReader, and `flush` follows each batch."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  (the planes wire it, once)
         self,
         settings: Settings,
         registry: Registry,
@@ -84,8 +89,12 @@ class Admission:
         observer: Observer,
         *,
         kernel: str,
+        relays: Callable[[Callable[[int], Stream | None]], Relays] | None = None,
     ) -> None:
-        """`kernel` is "io_uring" or "epoll". The book has the scripts of all the registry's backends."""
+        """`kernel` is "io_uring" or "epoll". The book has the scripts of all the registry's backends.
+
+        `relays` makes what relays streams, where a backend of the registry does.
+        """
         self._registry = registry
         self._scripts = scripts
         self._writer = writer
@@ -98,6 +107,8 @@ class Admission:
         self._streams: dict[int, Stream] = {}
         self._adoptions: dict[int, Adoption] = {}
         self._next_cookie = 1
+        self._relays = None if relays is None else relays(self._streams.get)
+        self._descriptors_max = resource.getrlimit(resource.RLIMIT_NOFILE)[0] - DESCRIPTORS_RESERVED
         self._body_count = 0
         self.draining = False
         self._apply(settings)
@@ -112,6 +123,7 @@ class Admission:
             m.EXPIRED: self.on_expired,
             m.KEEP_ALIVE_DUE: self.on_keep_alive_due,
             m.ENDED: self.on_ended,
+            **({} if self._relays is None else self._relays.handlers),
         }
 
     def flush(self) -> None:
@@ -165,7 +177,9 @@ class Admission:
         checked = self._policy.allowed_uids or self._policy.allowed_gids
         self._wanted = self._clear_nonblocking | (WANT_CREDENTIALS if checked else 0)
         in_plane = not self._policy.every_backend_pooled
-        self._routes = {name: Route(name, backend, in_plane) for name, backend in self._registry}
+        self._routes = {
+            name: Route(name, backend, in_plane or is_relaying(backend)) for name, backend in self._registry
+        }
         self._default_route = self._routes[self._policy.default_backend]
 
     # -------------------------------------------------------------------------------------------- a stream's beginning
@@ -221,10 +235,15 @@ class Admission:
         and no record holds, or no Paced at all. None of that may reach the event loop, where it would end the process.
         """
         try:
-            paced = route.backend.open(request)
-            command = None if paced is None else self._paced_command(stream, paced)
+            opened = route.backend.open(request)
+            if isinstance(opened, Relay):
+                self._open_relay(stream, opened)
+                return True
+            command = None if opened is None else self._paced_command(stream, opened)
         except Refusal:
             raise
+        except RelayError as error:
+            raise Refusal(error.status, error.code, error.message, error.retry_after_s) from None
         except BackendError as error:
             raise Refusal(error.status, "backend_error", error.message) from None
         except BaseException:
@@ -235,6 +254,17 @@ class Admission:
         self._writer.add(command)
         self._started(stream)
         return True
+
+    def _open_relay(self, stream: Stream, relay: Relay) -> None:
+        """A stream that an upstream makes; its connection needs a descriptor of its own."""
+        assert self._relays is not None, "the registry knows who relays"
+        stream.style = relay.format
+        if len(self._streams) + self._relays.count + 2 > self._descriptors_max:
+            raise Refusal(503, "descriptor_limit", "no descriptors are left for another relayed stream", RETRY_AFTER_S)
+        stream.relayed = self._relays.first(relay)
+        self._writer.add(self._opener.relayed(stream.slot, stream.generation))
+        self._started(stream)
+        self._relays.begin(stream)
 
     def _paced_command(self, stream: Stream, paced: Paced) -> bytes | None:
         """None when the stream does not fit in a command."""
@@ -366,6 +396,8 @@ class Admission:
             self._users.release(stream.user)
         if stream.job is not None:
             self._pool.end(stream.job)
+        if stream.relayed is not None and self._relays is not None:
+            self._relays.ended(stream, record)
         if stream.has_body:
             self._body_count -= 1
         if stream.adoption is not None and stream.adoption.ended is not None:

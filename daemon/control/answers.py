@@ -105,6 +105,17 @@ def problem(status: int, code: str, detail: str, style: Format = "content", retr
     return head + retry + b"Connection: close\r\n\r\n" + body
 
 
+def answer_of(status: int, content_type: str, body: bytes, retry_after_s: int = 0) -> bytes:
+    """A whole response with somebody else's body, such as an upstream's."""
+    kind = "".join(character for character in content_type if " " <= character <= "~") or "application/octet-stream"
+    retry = f"Retry-After: {retry_after_s}\r\n" if retry_after_s > 0 else ""
+    head = (
+        f"HTTP/1.1 {status} {phrase(status)}\r\nContent-Type: {kind}\r\nContent-Length: {len(body)}\r\n"
+        f"Cache-Control: no-store\r\n{retry}Connection: close\r\n\r\n"
+    )
+    return head.encode("ascii") + body
+
+
 def error_event(status: int, code: str, detail: str) -> bytes:
     """The event that ends a stream which cannot go on: clients of OpenAI's API raise it."""
     body = msgspec.json.encode(_envelope(status, _sayable(detail, EVENT_CHARACTERS_MAX), code))

@@ -16,7 +16,11 @@ from daemon.control.admission import Admission
 from daemon.control.commands import CommandWriter
 from daemon.control.events import EventReader, EventRecord
 from daemon.control.rare_log import RareLog
+from daemon.control.reachability import Reachability
+from daemon.control.relays import Relays, relaying_backends
+from daemon.control.resolver import Resolver
 from daemon.control.scripts import ScriptBook
+from daemon.control.transfers import Transfers
 from daemon.control.workers import WorkerPool
 from daemon.loop import DataPlane
 from daemon.plane import counters
@@ -28,7 +32,7 @@ if TYPE_CHECKING:
 
     from backends.registry import Registry
     from config.settings import Settings
-    from daemon.control.streams import Observer
+    from daemon.control.streams import Observer, Stream
 
 LISTENER_IDLE_WAIT_S = 2.0
 THREADS_WAIT_S = 5.0
@@ -49,6 +53,8 @@ class Planes:
         self._listener_is_idle = asyncio.Event()
         self._is_table_wanted = False
         self._rare = RareLog(logger)
+        self.relaying = relaying_backends(registry)
+        self.relays: Relays | None = None
         self.is_accepting = True  # false while the data plane is short of descriptors or slots
 
     def start(
@@ -58,24 +64,42 @@ class Planes:
         settings, loop = self._settings, self._loop
         self._died = died
         self._pong = pong
-        self.data_plane = DataPlane(settings, self.plane, listener_fd, 1 + settings.thread_pool.pool_size)
+        # The last channel is that of the thread that relays by libcurl.
+        channel_count = 1 + settings.thread_pool.pool_size + bool(self.relaying)
+        self.data_plane = DataPlane(settings, self.plane, listener_fd, channel_count)
         self.data_plane.start()
         command_fd, event_fds = self.data_plane.command_fd, self.data_plane.event_fds
         self._writer = CommandWriter(command_fd, loop)
         self._pool = WorkerPool(
-            event_fds[1:],
+            event_fds[1 : 1 + settings.thread_pool.pool_size],
             command_fd,
             queue_count_max=settings.thread_pool.queue_count_max,
             output_block_bytes=settings.performance.output_block_bytes,
             credit_bytes=settings.limits.credit_bytes,
         )
         kernel = self.data_plane.kernel
+        relays = self._make_relays if self.relaying else None
         self.admission = Admission(
-            settings, self._registry, self._scripts, self._writer, self._pool, observer, kernel=kernel
+            settings, self._registry, self._scripts, self._writer, self._pool, observer, kernel=kernel, relays=relays
         )
+        if self.relays is not None:
+            failed = self.relays.transfer_failed
+            self.relays.transfers = Transfers(loop, channel_count - 1, event_fds[-1], command_fd, failed)
+            self.watch_upstreams()
         self._events = EventReader(event_fds[0], loop, self._handlers(), self.admission.flush, self._ended)
         self._events.start()
         loop.add_reader(self.data_plane.ended_fd, self._ended)
+
+    def _make_relays(self, stream_of: Callable[[int], Stream | None]) -> Relays:
+        self.resolver = Resolver(self._loop)
+        self.reachability = Reachability(self._loop, self.resolver)
+        self.relays = Relays(self._loop, self._writer, self.resolver, self.reachability, stream_of)
+        return self.relays
+
+    def watch_upstreams(self) -> None:
+        """See whether upstreams can be reached; again after a reload."""
+        if self.relays is not None:
+            self.reachability.watch(origin for backend in self.relaying.values() for origin in backend.origins())
 
     @property
     def slots_used(self) -> int:
@@ -109,7 +133,12 @@ class Planes:
         self._events.stop()
         self._writer.send(kind=m.SHUTDOWN_PLANE, flags=m.FORCE if self.slots_used else 0)
         plane_has_ended = self.data_plane.join(THREADS_WAIT_S)
-        return self._pool.stop(THREADS_WAIT_S) and plane_has_ended
+        transfers_have_ended = True
+        if self.relays is not None and self.relays.transfers is not None:
+            self.reachability.close()
+            self.resolver.close()
+            transfers_have_ended = self.relays.transfers.stop(THREADS_WAIT_S)
+        return self._pool.stop(THREADS_WAIT_S) and plane_has_ended and transfers_have_ended
 
     # ---- what the data plane reports of itself
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Protocol
 if TYPE_CHECKING:
     from backends.interface import Format
     from daemon.control.adoption import Adoption
+    from daemon.control.relays import Relayed
     from daemon.control.workers import Job
 
 
@@ -39,7 +40,19 @@ class SilentObserver:
 class Stream:
     """One handoff from HANDOFF on, and one stream from its OPEN to its ENDED."""
 
-    __slots__ = ("accepted_ns", "adoption", "backend", "generation", "has_body", "head", "job", "slot", "style", "user")
+    __slots__ = (
+        "accepted_ns",
+        "adoption",
+        "backend",
+        "generation",
+        "has_body",
+        "head",
+        "job",
+        "relayed",
+        "slot",
+        "style",
+        "user",
+    )
 
     def __init__(self, slot: int, generation: int, accepted_ns: int) -> None:
         """`accepted_ns` is CLOCK_MONOTONIC."""
@@ -51,5 +64,6 @@ class Stream:
         self.user: int | str | None = None  # set where a limit per user counts this stream
         self.head: bytes | None = None  # None is the standard head
         self.job: Job | None = None
+        self.relayed: Relayed | None = None
         self.adoption: Adoption | None = None
         self.has_body = False

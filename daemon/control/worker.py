@@ -18,6 +18,7 @@ from collections import deque
 from typing import TYPE_CHECKING, cast
 
 from backends.interface import BackendError, BodyTruncated, Cancelled, paced_chunks
+from backends.relay import Relay
 from backends.sse import content_event
 from daemon.control.answers import STANDARD_HEAD, either
 from daemon.control.commands import pack, pack_with_tail, tail
@@ -143,6 +144,8 @@ class Worker:
     def _run_backend(self, job: Job) -> None:
         request, backend = job.request, job.backend
         paced = backend.open(request)
+        if isinstance(paced, Relay):
+            raise TypeError("a relay is made by the data plane, never by a thread")
         if paced is None:
             source: Iterator[str | bytes] = iter(backend.chunks(request))
             end = backend.end

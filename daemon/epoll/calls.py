@@ -15,11 +15,13 @@ from daemon.plane.system import system_call
 
 _NUMBERS: Final = {
     "x86_64": {
-        "read": 0, "write": 1, "close": 3, "sendto": 44, "recvfrom": 45, "recvmsg": 47, "shutdown": 48, "socket": 41, "connect": 42,
+        "read": 0, "write": 1, "close": 3, "sendto": 44, "recvfrom": 45, "recvmsg": 47, "shutdown": 48,
+        "socket": 41, "connect": 42,
         "epoll_ctl": 233, "epoll_pwait": 281, "accept4": 288, "epoll_pwait2": 441,
     },
     "aarch64": {
-        "read": 63, "write": 64, "close": 57, "sendto": 206, "recvfrom": 207, "recvmsg": 212, "shutdown": 210, "socket": 198, "connect": 203,
+        "read": 63, "write": 64, "close": 57, "sendto": 206, "recvfrom": 207, "recvmsg": 212, "shutdown": 210,
+        "socket": 198, "connect": 203,
         "epoll_ctl": 21, "epoll_pwait": 22, "accept4": 242, "epoll_pwait2": 441,
     },
 }[platform.machine()]  # fmt: skip

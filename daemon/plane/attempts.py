@@ -82,7 +82,10 @@ def set_endpoint(plane: Any, number: int, payload_address: int) -> None:
 def attempt(plane: Any, slot: int, payload_address: int) -> None:
     """Ask an upstream; the stream waits in the queue, and nothing of an earlier attempt is lent any more."""
     stream, relay, payload = stream_of(plane, slot), relay_of(plane, slot), _attempt_at(payload_address)
-    ready = stream.source == m.SOURCE_UPSTREAM and stream.state == st.LLM_QUEUED and relay.phase in (NONE, FAILED)
+    waits = stream.state == st.LLM_QUEUED and (relay.phase == NONE or relay.phase == FAILED)
+    # A worker's attempt that failed before its START is only known to the control plane.
+    waits = waits or (stream.state == st.LLM_PENDING and relay.phase == BY_WORKER)
+    ready = stream.source == m.SOURCE_UPSTREAM and waits
     if not ready or relay.is_lent or stream.flags & (m.FLAG_SOURCE_DONE | m.FLAG_EXPIRED):
         count(plane, COMMANDS_STALE, 1)
         return
