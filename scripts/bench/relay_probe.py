@@ -97,6 +97,7 @@ def gone_to_closed_ns(server: Server, upstream: Upstream, count: int, *, before_
     """From a client's close to the closing of its connection at the upstream, for `count` streams."""
     found: list[int] = []
     upstream.hold(is_holding=before_first_token)
+    upstream.go_on(is_endless=True)  # a stream that ended by itself would say nothing about its client
     try:
         first = _FIRST_NUMBER + (500_000 if before_first_token else 250_000)
         for batch in range(0, count, _BATCH):
@@ -110,6 +111,7 @@ def gone_to_closed_ns(server: Server, upstream: Upstream, count: int, *, before_
                 found += _leave(clients, upstream)
     finally:
         upstream.hold(is_holding=False)
+        upstream.go_on(is_endless=False)
     return found
 
 

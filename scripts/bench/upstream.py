@@ -66,6 +66,7 @@ STATE = _record(
     "interval_ns",  # 0: all tokens at once
     "token_count",
     "is_holding",  # requests are taken and not answered
+    "is_endless",  # the last token but one comes again and again
     "queue_head",
     "queue_tail",
     "words_address",
@@ -321,7 +322,10 @@ def _send_due(upstream: Upstream, now_ns: int) -> None:
         if is_stale:
             continue
         state.late_ns_max = max(state.late_ns_max, now_ns - connection.due_ns)
-        connection.token += 1
+        if state.is_endless == 0 or connection.token < state.token_count - 1:
+            connection.token += 1
+        elif connection.position == upstream.ends[connection.token]:
+            connection.position = upstream.ends[connection.token - 1]
         state.token_sent_count += 1
         connection.due_ns += state.interval_ns
         is_paced = connection.token < state.token_count

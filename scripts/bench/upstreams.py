@@ -119,6 +119,10 @@ class Upstream:
         """Take requests and answer none; those that came meanwhile are never answered."""
         self._memory.state[0].is_holding = is_holding
 
+    def go_on(self, *, is_endless: bool) -> None:
+        """Have streams that are open then go on until their clients leave, at their pace. For two tokens or more."""
+        self._memory.state[0].is_endless = is_endless
+
     def _serve(self) -> None:
         try:
             while not self._is_stopping:

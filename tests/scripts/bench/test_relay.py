@@ -84,7 +84,7 @@ def test_what_is_added_to_the_first_token(tmp_path: Path) -> None:
 def test_what_a_leaving_client_takes_to_be_known(tmp_path: Path) -> None:
     # The floor learns of it from the second send that fails: some milliseconds, at one token in five.
     with (
-        upstreams.running(tmp_path, 100_000, 5) as upstream,
+        upstreams.running(tmp_path, 20, 5) as upstream,
         running_floor(tmp_path, upstream, tcp=False) as (path, pid),
     ):
         server = Server("floor", path, pid, plan(1, b""))

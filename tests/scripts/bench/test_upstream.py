@@ -141,6 +141,23 @@ def test_it_can_hold_its_answers(tmp_path: Path) -> None:
             assert read_answer(client) == render(answer_of(3)[0], NUMBER)
 
 
+def test_it_can_go_on_until_the_client_leaves(tmp_path: Path) -> None:
+    with upstreams.running(tmp_path, 3, 2) as upstream:
+        upstream.go_on(is_endless=True)
+        with connected(upstream) as client:
+            client.sendall(REQUEST)
+            received = b""
+            while received.count(b"-1 ") < 10:
+                received += client.recv(65_536)
+            assert received.count(b"-0 ") == 1
+            assert b"-2 " not in received
+        wait_until_closed(upstream, NUMBER)
+        upstream.go_on(is_endless=False)
+        with connected(upstream) as client:
+            client.sendall(REQUEST)
+            assert read_answer(client) == render(answer_of(3)[0], NUMBER)
+
+
 def test_many_streams_keep_apart(tmp_path: Path) -> None:
     with upstreams.running(tmp_path, 20, 2) as upstream, contextlib.ExitStack() as stack:
         clients = [stack.enter_context(connected(upstream, unix=index % 2 == 0)) for index in range(50)]
