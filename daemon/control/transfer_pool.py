@@ -19,9 +19,6 @@ if TYPE_CHECKING:
 
 STREAMS_PER_CONNECTION_MAX = 100  # of HTTP/2; a server may allow fewer. One lost packet holds up all of them
 RECEIVE_BYTES = 16 * 1024  # one TLS record; libcurl hands over no larger piece
-# What may be under way on one HTTP/2 stream while it is paused. libcurl has no option for it, but grants no more than
-# it would receive in a second at this limit of speed, which is far beyond any language model's.
-WINDOW_BYTES = 256 * 1024
 
 _NEVER_S = float("inf")
 
@@ -137,8 +134,13 @@ class Pool:
             self.ended += [(self.transfers[easy], code, why) for easy, code, why in failed if easy in self.transfers]
 
     def _set_connection_count(self) -> None:
-        """Libcurl bounds connections in all, those in use included: so many that `idle_connections_max` can be idle."""
-        self._multi.setopt(self._libcurl.M_MAXCONNECTS, len(self.transfers) + max(1, self.origin.idle_connections_max))
+        """Have at most `idle_connections_max` be idle when the next transfer has ended.
+
+        libcurl bounds all connections, those in use included, and closes one too many as another one becomes idle. So
+        more than that are idle for a while after many transfers have ended at once.
+        """
+        connection_count_max = len(self.transfers) - 1 + self.origin.idle_connections_max
+        self._multi.setopt(self._libcurl.M_MAXCONNECTS, max(1, connection_count_max))
 
     # --------------------------------------------------------------------------------------------- libcurl's callbacks
 
@@ -181,11 +183,15 @@ class Pool:
             (curl.HTTPHEADER, header_lines(attempt)),
             (curl.HTTP_VERSION, self._http_version()),
             (curl.PIPEWAIT, int(origin.http2)),
+            # A bound of no idle connections is for HTTP/1.1: by HTTP/2 it would undo the sharing, so one is kept.
+            (curl.FORBID_REUSE, int(not origin.http2 and not origin.idle_connections_max)),
             (curl.PREREQFUNCTION, transfer.request_begins),
             (curl.HEADERFUNCTION, transfer.take_head),
             (curl.WRITEFUNCTION, transfer.take_body),
             (curl.CONNECTTIMEOUT_MS, origin.connect_timeout_ms),
             (curl.MAXAGE_CONN, max(1, math.ceil(origin.idle_timeout_ms / 1000))),
+            # An HTTP/2 stream's window is libcurl's: about 1 MB may be under way when a stream is paused (measured), then
+            # nothing. A limit of speed would make it smaller, but is kept to by pauses of a second.
             (curl.BUFFERSIZE, RECEIVE_BYTES),
             (curl.PROTOCOLS, curl.PROTO_HTTPS if origin.scheme == "https" else curl.PROTO_HTTP),
             (curl.FOLLOWLOCATION, 0),
@@ -197,8 +203,6 @@ class Pool:
             (curl.TCP_NODELAY, 1),
             (curl.TCP_KEEPALIVE, 1),
         ]
-        if origin.http2:
-            options.append((curl.MAX_RECV_SPEED_LARGE, WINDOW_BYTES))
         if origin.socket_path:
             options.append((curl.UNIX_SOCKET_PATH, origin.socket_path))
         if origin.scheme == "https":

@@ -15,7 +15,7 @@ from daemon.plane.attempts import connect, set_deadline
 from daemon.plane.body import CHUNK_SIZE, COUNTED, DONE, MALFORMED, decode_body
 from daemon.plane.counters import CONNECTIONS_STALE, UPSTREAM_BYTES
 from daemon.plane.http1 import HEAD_HTTP2, HEAD_TOO_LARGE, head_of, parse_head
-from daemon.plane.relay import advance, body_ended, hold_or_read, take
+from daemon.plane.relay import BODY_MALFORMED, advance, body_ended, hold_or_read, take
 from daemon.plane.relay_failure import (
     ERROR_BODY,
     EVENTS,
@@ -34,6 +34,15 @@ HEAD_BYTES_MAX = 64 * 1024
 ERROR_BODY_BYTES_MAX = 64 * 1024
 _HEAD_OFFSET = 2 * PARSER_BYTES
 _ENDLESS = 1 << 62
+
+
+@inlined
+def _decode(connection: Any, address: int, byte_count: int) -> int:
+    """As `decode_body`. After an answer with something behind it the connection is not used again."""
+    written = decode_body(connection, address, byte_count)
+    if connection.body_state == DONE and connection.body_line_bytes > 0:
+        connection.flags &= ~c.KEEPABLE
+    return written
 
 
 @compiled
@@ -85,7 +94,7 @@ def _answer_over(plane: Any, number: int, result: int) -> None:
 def _body_bytes(plane: Any, number: int, slot: int, address: int, byte_count: int) -> None:
     """Bytes of an event stream, framed as the head said."""
     connection = connection_of(plane, number)
-    decoded = decode_body(connection, address, byte_count)
+    decoded = _decode(connection, address, byte_count)
     take(plane, slot, address, decoded)
     _after_body_bytes(plane, number, slot)
 
@@ -100,9 +109,10 @@ def _after_body_bytes(plane: Any, number: int, slot: int) -> None:
         if relay.phase == EVENTS:
             connection.flags |= c.HELD_READING
     elif connection.body_state == MALFORMED:
-        # What stands before the fault is whole, but the stream cannot be believed.
-        give_assembly(plane, slot)
-        fail(plane, slot, st.FAILURE_MALFORMED, 0, 0)
+        # What stands before the fault is whole, and passed on first, as before a cut.
+        relay.body_ended = BODY_MALFORMED
+        connection.flags |= c.HELD_READING
+        advance(plane, slot)
     elif relay.assembly_bytes > 0 or stream_of(plane, slot).paused:
         advance(plane, slot)
     else:
@@ -186,7 +196,7 @@ def _head_known(plane: Any, number: int, slot: int, address: int, size: int, byt
     _frame_body(connection, head)
     status = int(head.status)
     relay.status = status
-    decoded = decode_body(connection, address + size, byte_count - size)
+    decoded = _decode(connection, address + size, byte_count - size)
     if 200 <= status < 300 and head.is_event_stream and not head.is_compressed:
         relay.phase = EVENTS
         set_deadline(plane, slot, relay.first_token_timeout_ns)
@@ -214,7 +224,7 @@ def _head_known(plane: Any, number: int, slot: int, address: int, size: int, byt
 @compiled
 def _error_bytes(plane: Any, number: int, slot: int, address: int, byte_count: int) -> None:
     """More of the body of an answer that is no stream."""
-    keep(plane, slot, address, decode_body(connection_of(plane, number), address, byte_count))
+    keep(plane, slot, address, _decode(connection_of(plane, number), address, byte_count))
     _after_error_bytes(plane, number, slot)
 
 

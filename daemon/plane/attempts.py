@@ -120,7 +120,9 @@ def _restart(relay: Any) -> None:
     relay.scan_resume = relay.kept_head_bytes = relay.body_ended = relay.began = relay.lent_bytes = 0
     relay.failure = relay.status = relay.error = relay.failure_bytes = 0
     relay.raw_taken = relay.raw_reported = relay.wake_ns = 0
-    relay.finish = relay.valid = relay.is_held = 0
+    relay.finish = relay.valid = relay.is_held = relay.model_bytes = 0
+    relay.prompt_tokens = relay.completion_tokens = -1
+    relay.malformed_before = relay.malformed
 
 
 @inlined

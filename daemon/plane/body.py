@@ -120,6 +120,8 @@ def decode_body(stream: Any, address: int, raw_bytes: int) -> int:
         else:
             _line_byte(stream, load_byte(address + read))
             read += 1
+    if stream.body_state == DONE:
+        stream.body_line_bytes = raw_bytes - read  # how many stand behind it
     return written
 
 

@@ -61,12 +61,14 @@ UNTIL_CLOSE = 4  # the answer's body ends with the connection
 MUST_POLL = 8  # the next send is to wait for room
 SEND_FAILED = 16  # the receive says why
 MORE_TO_READ = 32  # the last receive left bytes behind
+CANCEL_LOST = 128  # a cancel came to nothing, and is to be repeated
 HELD_READING = 64  # the client is slow: nothing is received for the moment
 
 # In `in_flight`, by kind.
 SOCKET_BIT, CONNECT_BIT, SEND_BIT, RECEIVE_BIT, WRITABLE_BIT, CLOSE_BIT = 1, 2, 4, 8, 16, 32
 _CANCELLABLE = CONNECT_BIT | SEND_BIT | RECEIVE_BIT | WRITABLE_BIT
 _KINDS = 5  # of those that can be cancelled, from CONNECTION_SOCKET on
+CANCEL_RETRY_NS = 10_000_000
 DRAINING_NS_MAX = 2_000_000_000
 DRAINING_BYTES_MAX = 64 * 1024
 SUBMISSIONS_MAX = 8  # the most that one call of `service_connection` submits
@@ -435,6 +437,33 @@ def _service_closing(plane: Any, number: int) -> None:
         count(plane, DESCRIPTORS_CLOSED, 1)
     else:
         _free(plane, number)
+
+
+@compiled
+def cancel_done(plane: Any, number: int, kind: int) -> None:
+    """A cancel has completed. If its target has not, it is on its way, or must be asked for again in a moment."""
+    connection = connection_of(plane, number)
+    if not connection.in_flight & (1 << kind):
+        connection.cancelled &= ~(1 << kind)
+        connection_ready(plane, number)
+        return
+    connection.flags |= CANCEL_LOST
+    retry_ns = plane.now_ns + CANCEL_RETRY_NS
+    plane.cancel_retry_ns = retry_ns if plane.cancel_retry_ns == 0 else min(plane.cancel_retry_ns, retry_ns)
+
+
+@compiled
+def retry_cancels(plane: Any) -> None:
+    """Ask again for what was not cancelled. It is rare, so every connection is looked at."""
+    if plane.cancel_retry_ns == 0 or plane.now_ns < plane.cancel_retry_ns:
+        return
+    plane.cancel_retry_ns = 0
+    for number in range(int(plane.connections_touched)):
+        connection = connection_of(plane, number)
+        if connection.flags & CANCEL_LOST:
+            connection.flags &= ~CANCEL_LOST
+            connection.cancelled = 0
+            connection_ready(plane, number)
 
 
 @inlined

@@ -54,6 +54,7 @@ from daemon.plane.timers import TICK_NS
 # `body_ended`
 BODY_CLEAN = 1
 BODY_CUT = 2
+BODY_MALFORMED = 3  # its framing is wrong
 # Bits of a stream's `paused`
 FOR_ROOM = 1  # in the client's output
 FOR_LARGE = 2  # for a large assembly buffer
@@ -120,8 +121,9 @@ def _body_over(plane: Any, slot: int) -> None:
             stream.paused |= FOR_ROOM
         return
     give_assembly(plane, slot)
-    only_malformed = relay.malformed > 0 and relay.valid == 0
-    fail(plane, slot, st.FAILURE_MALFORMED if only_malformed else st.FAILURE_CUT, 0, 0)
+    only_malformed = relay.malformed > relay.malformed_before and relay.valid == 0
+    is_malformed = only_malformed or relay.body_ended == BODY_MALFORMED
+    fail(plane, slot, st.FAILURE_MALFORMED if is_malformed else st.FAILURE_CUT, 0, 0)
 
 
 # ---- events
@@ -167,6 +169,7 @@ def _emit(plane: Any, slot: int, address: int, end: int, data: int) -> int:
         stream.paused |= FOR_ROOM
         return 0
     source, byte_count = address, end
+    _remember_model(plane, slot, data)
     if relay.flags & m.AS_CONTENT:
         source = plane.joined
         written = rewrite_string(source + CONTENT_START_BYTES, data + walk.content_offset, walk.content_bytes)
@@ -192,6 +195,15 @@ def _emit(plane: Any, slot: int, address: int, end: int, data: int) -> int:
 
 
 @inlined
+def _remember_model(plane: Any, slot: int, data: int) -> None:
+    """Before the event is written again: that happens where several lines of data have been joined."""
+    relay, walk = relay_of(plane, slot), walk_of(plane.parsers)
+    if relay.model_bytes == 0 and walk.model_offset >= 0:
+        relay.model_bytes = min(int(walk.model_bytes), m.MODEL_BYTES_MAX)
+        copy_bytes(plane.texts + slot * m.TEXT_BYTES_MAX, data + walk.model_offset, relay.model_bytes)
+
+
+@inlined
 def _remember(plane: Any, slot: int, data: int) -> None:
     """What an event tells besides its text: tokens, the model, the end."""
     stream, relay, walk = stream_of(plane, slot), relay_of(plane, slot), walk_of(plane.parsers)
@@ -201,9 +213,7 @@ def _remember(plane: Any, slot: int, data: int) -> None:
     if walk.usage:
         relay.prompt_tokens = walk.prompt_tokens
         relay.completion_tokens = walk.completion_tokens
-    if relay.model_bytes == 0 and walk.model_offset >= 0:
-        relay.model_bytes = min(int(walk.model_bytes), m.MODEL_BYTES_MAX)
-        copy_bytes(plane.texts + slot * m.TEXT_BYTES_MAX, data + walk.model_offset, relay.model_bytes)
+    _remember_model(plane, slot, data)
     if not walk.token:
         return
     relay.token_count += 1
@@ -255,7 +265,7 @@ def _event(plane: Any, slot: int, address: int) -> bool:
 def _done(plane: Any, slot: int, address: int, end: int) -> bool:
     """`[DONE]`. It ends a stream of which anything was understood."""
     stream, relay = stream_of(plane, slot), relay_of(plane, slot)
-    if relay.malformed > 0 and relay.valid == 0:
+    if relay.malformed > relay.malformed_before and relay.valid == 0:
         give_assembly(plane, slot)
         fail(plane, slot, st.FAILURE_MALFORMED, 0, 0)
     elif not _true_end(plane, slot, address, end):

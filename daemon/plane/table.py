@@ -85,7 +85,8 @@ GLOBALS = record(
     # the listener and the command pipe
     "listener_fd:i4 accept_in_flight:i4 accept_cancelling:i4 draining:i4 command_fd:i4 command_in_flight:i4 "
     "command_bytes:i4 global_events:i4 accept_paused:i4 accept_error:i4 "
-    "accept_retry_ns:i8 pong_cookie:i8 stray_mask:i8 idle_check_ns:i8 receive_tail:i8 receive_published:i8 "
+    "accept_retry_ns:i8 pong_cookie:i8 stray_mask:i8 idle_check_ns:i8 "
+    "receive_tail:i8 receive_published:i8 cancel_retry_ns:i8 "
     # limits
     "handoff_bytes_max:i8 handoff_timeout_ns:i8 handoff_stream:i8 block_bytes:i8 body_buffer_bytes:i8 "
     "zero_copy_bytes_min:i8 linger_bytes_max:i8 head_bytes:i8 handoff_stride:i8 streams_bytes:i8 "

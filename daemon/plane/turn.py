@@ -15,7 +15,14 @@ from daemon.plane import tag as t
 from daemon.plane.body import handle_body_received
 from daemon.plane.closing import handle_cancel, handle_discarded, handle_shutdown, service_closing
 from daemon.plane.commands import arm_commands, handle_read_commands
-from daemon.plane.connections import check_idle, connection_pop, forget_all, publish_receive_buffers, service_connection
+from daemon.plane.connections import (
+    check_idle,
+    connection_pop,
+    forget_all,
+    publish_receive_buffers,
+    retry_cancels,
+    service_connection,
+)
 from daemon.plane.counters import COMPLETIONS, DESCRIPTORS_CLOSED, SLOTS_USED, STALE_COMPLETIONS, SUBMISSIONS, TURNS
 from daemon.plane.events import (
     GLOBAL_LISTENER_IDLE,
@@ -55,6 +62,7 @@ def turn(plane: Any) -> int:
     plane.completion_count = 0
     timers_advance(plane)
     check_idle(plane)
+    retry_cancels(plane)
     if plane.parked_count > 0 or plane.adopted_count > 0:
         unpark(plane)
     starved = _close_strays(plane)  # before the ready slots: they can use up all submissions, turn after turn
@@ -72,6 +80,8 @@ def turn(plane: Any) -> int:
         plane.wait_until_ns = min(plane.wait_until_ns, plane.accept_retry_ns)
     if plane.idle_check_ns > plane.now_ns:
         plane.wait_until_ns = min(plane.wait_until_ns, plane.idle_check_ns)
+    if plane.cancel_retry_ns != 0:
+        plane.wait_until_ns = min(plane.wait_until_ns, plane.cancel_retry_ns)
     return STOPPED if _has_stopped(plane) else 0
 
 

@@ -12,7 +12,7 @@ from daemon.plane import connections as c
 from daemon.plane import state as st
 from daemon.plane.answer import answer_bytes, grow
 from daemon.plane.attempts import set_deadline
-from daemon.plane.body import DONE, MALFORMED, decode_body
+from daemon.plane.body import DONE, decode_body
 from daemon.plane.counters import STALE_COMPLETIONS
 from daemon.plane.entries import (
     COMPLETION_BUFFER,
@@ -72,8 +72,7 @@ def complete_connection(plane: Any, tag: int, result: int, flags: int) -> None:
     elif kind == _CONNECT:
         _connected(plane, number, result)
     elif kind >= CONNECTION_CANCEL:
-        connection_of(plane, number).cancelled &= ~(1 << (kind - CONNECTION_CANCEL))
-        c.connection_ready(plane, number)
+        c.cancel_done(plane, number, kind - CONNECTION_CANCEL)
     else:
         c.connection_ready(plane, number)
 
@@ -160,9 +159,9 @@ def _drain(plane: Any, number: int, address: int, result: int) -> None:
         return
     connection.received_bytes += result
     decode_body(connection, address, result)
-    if connection.body_state == DONE:
+    if connection.body_state == DONE and connection.body_line_bytes == 0:
         c.finish_draining(plane, number)
-    elif connection.body_state == MALFORMED or connection.received_bytes > c.DRAINING_BYTES_MAX:
+    elif connection.body_state >= DONE or connection.received_bytes > c.DRAINING_BYTES_MAX:
         c.abandon_connection(plane, number)
 
 
