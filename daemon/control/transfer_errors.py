@@ -44,7 +44,7 @@ def failure_of(code: int, message: str, system_error: int, origin: Origin, *, ha
     origin has answered before, or the TLS handshake settled the HTTP version: it is not the version that is wrong.
     """
     kind = FailureKind
-    if code == _NO_MEMORY or (code == _NOT_CONNECTED and system_error in _OUR_WANT):
+    if code == _NO_MEMORY or (code in {_NOT_RESOLVED, _NOT_CONNECTED} and system_error in _OUR_WANT):
         return Failure(kind.NO_RESOURCES, detail="no memory or no descriptor for a connection")
     if code == _NOT_RESOLVED:
         return Failure(kind.CONNECT, detail="its name cannot be resolved")

@@ -6,6 +6,7 @@ Of the transfers' thread alone. An origin has a set of its own because libcurl b
 from __future__ import annotations
 
 import math
+import os
 import select
 import time
 from typing import TYPE_CHECKING
@@ -109,6 +110,10 @@ class Pool:
 
     def system_error(self, transfer: Transfer) -> int:
         """The last errno that its connecting met."""
+        try:
+            os.close(os.dup(self._epoll.fileno()))  # libcurl does not say it where it gets no descriptor
+        except OSError as error:
+            return error.errno or 0
         return int(transfer.easy.getinfo(self._libcurl.OS_ERRNO))
 
     def close(self) -> None:
@@ -190,8 +195,8 @@ class Pool:
             (curl.WRITEFUNCTION, transfer.take_body),
             (curl.CONNECTTIMEOUT_MS, origin.connect_timeout_ms),
             (curl.MAXAGE_CONN, max(1, math.ceil(origin.idle_timeout_ms / 1000))),
-            # An HTTP/2 stream's window is libcurl's: about 1 MB may be under way when a stream is paused (measured), then
-            # nothing. A limit of speed would make it smaller, but is kept to by pauses of a second.
+            # An HTTP/2 stream's window is libcurl's: about 1 MB may be under way when a stream is paused (measured),
+            # then nothing. A limit of speed would make it smaller, but is kept to by pauses of a second.
             (curl.BUFFERSIZE, RECEIVE_BYTES),
             (curl.PROTOCOLS, curl.PROTO_HTTPS if origin.scheme == "https" else curl.PROTO_HTTP),
             (curl.FOLLOWLOCATION, 0),
