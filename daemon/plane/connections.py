@@ -462,7 +462,7 @@ def retry_cancels(plane: Any) -> None:
         connection = connection_of(plane, number)
         if connection.flags & CANCEL_LOST:
             connection.flags &= ~CANCEL_LOST
-            connection.cancelled = 0
+            connection.cancelled &= connection.in_flight >> CONNECTION_CANCEL  # one that is in flight is not sent twice
             connection_ready(plane, number)
 
 
