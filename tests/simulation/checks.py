@@ -97,6 +97,14 @@ class Delivery:
             self.keep_alives += 1
         return index + size
 
+    def resume_with(self, data: bytes) -> None:
+        """Forget what has not left: these bytes are next."""
+        if self._in_keep_alive:
+            data = data[len(self.keep_alive) - self._in_keep_alive :]
+        del self.text[self.matched :]
+        self.text += data
+        self.pauses = {pause for pause in self.pauses if pause <= self.matched}
+
     def reaches(self, data: bytes) -> int:
         """How far these bytes lead from here, each being next; nothing is changed."""
         before: tuple[int, int, int] = (self.matched, self._in_keep_alive, self.keep_alives)
@@ -295,6 +303,8 @@ class StreamCheck:
             # However a refused client leaves, refused is the reason.
             gone = socket.was_reset or socket.finished or self.kernel.now_ns - socket.last_attempt_ns >= SECOND // 20
             check(self.delivery.is_whole or gone, f"{self.key}: refused, but not with the whole answer")
+        elif self.relayed is not None and self.relayed.may_end_with(reason):
+            pass
         elif reason == st.STREAM_TIMEOUT and reason not in self.expired:
             # The client did not take the end in the stream's time, or, after a STOP, in that of one write.
             now_ns = self.kernel.now_ns
@@ -364,14 +374,14 @@ def check_at_rest(plane: Plane) -> None:
     check(used == 0, f"{used} slots are not free")
     check(not plane.streams["state"].any(), "a slot is not free")
     check(not plane.streams["in_flight"].any(), "something is in flight of a free slot")
-    free = _walk(plane.streams["ready_next"], int(shared.free_head))
+    free = walk(plane.streams["ready_next"], int(shared.free_head))
     check(sorted(free) == list(range(int(shared.slots_touched))), f"free slots are {sorted(free)}")
     for name, links, head in (
         ("block", plane.block_links, shared.block_free),
         ("handoff buffer", plane.handoff_links, shared.handoff_free),
         ("body buffer", plane.body_links, shared.body_free),
     ):
-        numbers = _walk(links["next"], int(head))
+        numbers = walk(links["next"], int(head))
         check(sorted(numbers) == list(range(len(links))), f"of the {name}s only {sorted(numbers)} are free")
     check(shared.timers_scheduled == 0, f"{shared.timers_scheduled} timers are left")
     check((plane.buckets["head"] == -1).all(), "a bucket of the wheel is occupied")
@@ -381,7 +391,7 @@ def check_at_rest(plane: Plane) -> None:
     check((plane.channels["head"] == -1).all(), "an event was never sent")
 
 
-def _walk(following: npt.NDArray[np.int32], head: int) -> list[int]:
+def walk(following: npt.NDArray[np.int32], head: int) -> list[int]:
     numbers: list[int] = []
     while head >= 0:
         check(len(numbers) <= len(following), "a free list has a loop")

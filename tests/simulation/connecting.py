@@ -132,7 +132,7 @@ def try_upstream(kernel: SimulatedKernel, operation: Operation, socket: Upstream
 
 
 def _begin_connecting(kernel: SimulatedKernel, operation: Operation, socket: UpstreamSocket) -> None:
-    socket.connecting = True
+    socket.connecting, socket.connect_result = True, None
     upstream = kernel.network.get(operation.snapshot)
     if upstream is None:
         socket.connect_result = -e.EINVAL if len(operation.snapshot) < 2 else -ENETUNREACH
@@ -143,13 +143,14 @@ def _begin_connecting(kernel: SimulatedKernel, operation: Operation, socket: Ups
 def _connect(kernel: SimulatedKernel, operation: Operation, socket: UpstreamSocket) -> bool:
     if not socket.connecting:
         _begin_connecting(kernel, operation, socket)
-    elif operation is not socket.connect_operation:  # a second one, after EINTR
-        code = e.EISCONN if socket.connected else e.EALREADY
-        kernel.finish(operation, -code if socket.connect_result in (None, 0) else socket.connect_result)
+        socket.connect_operation = operation
+    again = operation is not socket.connect_operation  # a second one, after EINTR
+    if again and (socket.connect_result is None or socket.connected):
+        kernel.finish(operation, -(e.EISCONN if socket.connected else e.EALREADY))
         return True
-    socket.connect_operation = operation
     if socket.connect_result is None:
         return False
+    socket.connecting = socket.connected  # one that failed may be tried again
     kernel.finish(operation, socket.connect_result)
     return True
 

@@ -287,8 +287,9 @@ class Worker:
 
     def handle(self, event: wire.Event) -> None:
         self.kernel.log(f"   worker {self.channel}: {event}")
-        if event.key in self.raw_feeds:
-            self.raw_feeds[event.key][-1].handle(event)
+        feeds = [feed for feed in self.raw_feeds.get(event.key, ()) if feed.is_started]
+        if feeds:
+            feeds[-1].handle(event)
             return
         feed = self.feeds.get(event.key)
         check(feed is not None, f"{event.key}: an event for a stream that channel {self.channel} does not feed")

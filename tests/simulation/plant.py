@@ -11,6 +11,7 @@ from daemon.plane import entries as e
 from daemon.plane import messages as m
 from daemon.plane import state as st
 from daemon.plane import tag as t
+from tests.simulation.plant_relayed import PLANTS as PLANTS_RELAYED
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -130,4 +131,5 @@ PLANTS: dict[str, Callable[[Simulation], None]] = {
     "forget the client's poll": _forget_the_clients_poll,
     "lose a timer": _lose_a_timer,
     "claim a true end": _claim_a_true_end,
+    **PLANTS_RELAYED,
 }

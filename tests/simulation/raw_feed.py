@@ -54,7 +54,7 @@ class RawFeed:
 
     @property
     def is_over(self) -> bool:
-        return self.is_stopped or not self.is_started
+        return self.is_stopped or not self.is_started or self.relay.last_start is not self
 
     def _begin(self) -> None:
         """The upstream has answered with a stream, or there is none."""
@@ -81,6 +81,7 @@ class RawFeed:
         record = self.kernel.plane.streams[slot]
         if self._is_heard() and record.channel == self.worker.channel and not self.attempt.is_over:
             self.is_started = True
+            self.relay.last_start = self
             self.attempt.enter(TOKEN)
 
     def _plan(self) -> None:

@@ -12,8 +12,9 @@ from typing import Any, NamedTuple, cast
 
 from daemon.plane import state as st
 
-HEAD_BYTES_MAX = 16_384
-ERROR_BYTES_MAX = 65_536
+HEAD_BYTES_MAX = 65_536
+ERROR_BYTES_MAX = 65_536  # of the body of an answer that is no stream
+EVENT_BYTES_MAX = 1 << 20
 _STATUS_LINE = re.compile(rb"HTTP/1\.([01]) (\d\d\d)(?: [^\r\n]*)?\Z")
 _CHUNK_SIZE = re.compile(rb"([0-9a-fA-F]{1,15})[ \t]*(?:;[^\n]*)?\Z")
 
@@ -26,7 +27,8 @@ class ResponseReader:
         self.status = 0
         self.head = b""
         self.headers: dict[bytes, bytes] = {}
-        self.failure = -1  # of the head, or of the framing
+        self.failure = -1  # of the head, or of a stream's framing
+        self.is_malformed = False  # the framing
         self.body = bytearray()  # decoded, and not yet taken
         self.has_head = False
         self.is_over = False  # the body is whole
@@ -50,7 +52,7 @@ class ResponseReader:
         while not self.has_head and self.failure < 0:
             if not self._read_head():
                 return
-        if self.failure < 0:
+        if self.has_head and not self.is_malformed:
             self._read_body()
 
     def end(self) -> None:
@@ -64,7 +66,7 @@ class ResponseReader:
             self.is_cut = True
 
     def fin(self) -> None:
-        if self.has_head and self._framing == "close" and not self.is_over and self.failure < 0:
+        if self.has_head and self._framing == "close" and not self.is_over:
             self.is_over = True
         else:
             self.end()
@@ -72,6 +74,11 @@ class ResponseReader:
     def _fail(self, kind: int) -> None:
         if self.failure < 0:
             self.failure = kind
+
+    def _break(self) -> None:
+        """The framing is wrong."""
+        self.is_malformed = True
+        self._fail(st.FAILURE_MALFORMED)
 
     # ---- the head
 
@@ -88,7 +95,7 @@ class ResponseReader:
         lines = head[:-4].split(b"\r\n")
         match = _STATUS_LINE.match(lines[0])
         if match is None:
-            self._fail(st.FAILURE_HTTP_VERSION if head.startswith(b"HTTP/2") else st.FAILURE_HEAD_MALFORMED)
+            self._fail(st.FAILURE_HEAD_MALFORMED)
             return False
         self._version, self.status = int(match[1]), int(match[2])
         if self.status < 200:
@@ -106,8 +113,9 @@ class ResponseReader:
         """What cannot become a status line is known before its end."""
         begin = b"HTTP/1."
         got = bytes(self._raw[: len(begin)])
-        if not begin.startswith(got):
-            self._fail(st.FAILURE_HTTP_VERSION if got.startswith(b"HTTP/") else st.FAILURE_HEAD_MALFORMED)
+        if begin.startswith(got) or b"\0\0\x12\4".startswith(got):
+            return
+        self._fail(st.FAILURE_HTTP_VERSION if got.startswith(b"\0\0\x12\4") else st.FAILURE_HEAD_MALFORMED)
 
     def _classify(self) -> None:
         headers = self.headers
@@ -126,10 +134,10 @@ class ResponseReader:
             self._fail(st.FAILURE_REDIRECT)
         elif self.status >= 400:
             self._fail(st.FAILURE_STATUS)
-        elif media != b"text/event-stream":
-            self._fail(st.FAILURE_NOT_A_STREAM)
         elif headers.get(b"content-encoding", b"identity").lower() != b"identity":
             self._fail(st.FAILURE_COMPRESSED)
+        elif media != b"text/event-stream":
+            self._fail(st.FAILURE_NOT_A_STREAM)
 
     @property
     def is_stream(self) -> bool:
@@ -167,7 +175,7 @@ class ResponseReader:
                 if self._left > 0 or len(self._raw) < 1:
                     return
                 if not b"\r\n".startswith(bytes(self._raw[:2])):
-                    self._fail(st.FAILURE_MALFORMED)
+                    self._break()
                     return
                 if len(self._raw) < 2:
                     return
@@ -188,8 +196,8 @@ class ResponseReader:
         so_far = line.removesuffix(b"\r")
         match = _CHUNK_SIZE.match(so_far)
         if match is None and (whole or so_far):
-            self._fail(st.FAILURE_MALFORMED)
-        if not whole or self.failure >= 0:
+            self._break()
+        if not whole or self.is_malformed:
             return False
         assert match is not None
         self._left = int(match[1], 16)
@@ -223,6 +231,7 @@ class StreamReader:
         self.prompt_tokens = -1
         self.completion_tokens = -1
         self.model = b""
+        self.first_model = b""  # when the first token came
         self.raw_bytes = 0  # of the body, in all
         self.event_bytes_max = 0
         self._buffer = bytearray()
@@ -234,25 +243,26 @@ class StreamReader:
 
     def feed(self, data: bytes) -> None:
         self.raw_bytes += len(data)
-        if self.is_over:
+        if self.is_settled():
             return
         self._buffer += data
         self._read(is_last=False)
+        if not self.is_settled() and len(self._buffer) > EVENT_BYTES_MAX:
+            self.failure = st.FAILURE_EVENT_TOO_LARGE
 
-    def end(self, *, clean: bool) -> None:
-        """The body is over, as HTTP wants it or not."""
-        if not self.is_over:
+    def end(self, *, clean: bool, malformed: bool = False) -> None:
+        """The body is over: as HTTP wants it, cut, or because its framing is wrong."""
+        if not self.is_settled():
             self._read(is_last=True)
-        if self.is_over:
+        if self.is_settled():
             return
         if clean and self.finish:
             self._done(b"data: [DONE]\n\n")
         else:
-            only_malformed = self.malformed > 0 and self.valid == 0
+            only_malformed = malformed or (self.malformed > 0 and self.valid == 0)
             self.failure = st.FAILURE_MALFORMED if only_malformed else st.FAILURE_CUT
 
-    @property
-    def is_over(self) -> bool:
+    def is_settled(self) -> bool:
         """Nothing more is looked at."""
         return self.is_done or self.failure >= 0
 
@@ -266,7 +276,7 @@ class StreamReader:
             self._began = True
             if self._buffer.startswith(mark):
                 self._drop(3)
-        while not self.is_over and self._read_line(is_last=is_last):
+        while not self.is_settled() and self._read_line(is_last=is_last):
             pass
 
     def _drop(self, count: int) -> None:
@@ -313,7 +323,7 @@ class StreamReader:
     # ---- what events mean
 
     def _event(self, block: bytes, data: bytes, name: bytes) -> None:
-        if data.strip() == b"[DONE]":
+        if data.strip(b" ") == b"[DONE]":
             if self.malformed > 0 and self.valid == 0:
                 self.failure = st.FAILURE_MALFORMED
             else:
@@ -357,6 +367,8 @@ class StreamReader:
         speaks = any(_says(value) for name, value in delta.items() if name != "role")
         if speaks or (isinstance(first.get("text"), str) and first["text"]):
             self.tokens += 1
+            if self.tokens == 1:
+                self.first_model = self.model
 
 
 _LINE_END = re.compile(rb"\r\n|\n|\r")

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from daemon.plane.table import Plane
     from tests.simulation.checks import StreamCheck
     from tests.simulation.objects import UpstreamSocket
+    from tests.simulation.raw_feed import RawFeed
     from tests.simulation.upstreams import Request
     from tests.simulation.wire import Event
 
@@ -53,6 +54,8 @@ class Exchange:
     def feed(self, data: bytes) -> None:
         """The plane has been given bytes of the answer."""
         reader, attempt = self.reader, self.attempt
+        if attempt.kernel.trace is not None:
+            attempt.kernel.log(f"   answer on descriptor {self.socket.fd}: {data[:300]!r}")
         self.socket.delivered_bytes += len(data)
         had_head = reader.has_head
         reader.feed(data)
@@ -70,17 +73,10 @@ class Exchange:
             reader.body.clear()
             if reader.is_over:
                 attempt.end_body(clean=True)
-            elif reader.failure >= 0:
-                attempt.fail_as({reader.failure})
-            elif reader.is_cut:
-                attempt.end_body(clean=False)
+            elif reader.is_malformed or reader.is_cut:
+                attempt.end_body(clean=False, malformed=reader.is_malformed)
         elif reader.failure in NO_STREAM:
-            attempt.status = reader.status
-            attempt.answer_head = reader.head
-            attempt.answer_body = reader.body
-            attempt.no_stream = reader.failure
-            if reader.is_over or reader.is_cut or len(reader.body) + len(reader.head) >= ERROR_BYTES_MAX:
-                attempt.fail_as({reader.failure})
+            attempt.take_answer(reader)
         elif reader.failure >= 0:
             attempt.fail_as({reader.failure})
 
@@ -118,6 +114,7 @@ class Attempt:
         self.events = StreamReader(as_content=check_of.as_content, passes_usage=check_of.passes_usage)
         self.is_applied = False
         self.is_over = False  # the plane listens no more
+        self.failed_at_ns = -1
         self.expected: set[int] = set()  # failures of which one must follow
         self.expected_active_ns = 0
         self.trouble: dict[int, int] = {}  # failures that may follow, of operations: kind -> errno
@@ -126,7 +123,7 @@ class Attempt:
         self.status = 0
         self.no_stream = -1
         self.answer_head = b""
-        self.answer_body = bytearray()
+        self.answer_body = b""
         self.phase = ""
         self.phase_ns = self.phase_active_ns = 0
         self.failure_told: Event | None = None
@@ -138,9 +135,19 @@ class Attempt:
         self.phase_ns, self.phase_active_ns = self.kernel.now_ns, self.kernel.active_ns
 
     def fail_as(self, kinds: set[int]) -> None:
-        if not self.expected and not self.is_over:
+        if not self.expected and not self.is_over and not self.events.is_done:
             self.expected = kinds
             self.expected_active_ns = self.kernel.active_ns
+
+    def take_answer(self, reader: ResponseReader) -> None:
+        """An answer that is no stream: of an error the body is collected, of anything else the head is enough."""
+        if self.expected or self.is_over:
+            return
+        self.status, self.no_stream = reader.status, reader.failure
+        self.answer_head, self.answer_body = reader.head, bytes(reader.body)
+        enough = reader.is_over or reader.is_cut or reader.is_malformed or len(reader.body) >= ERROR_BYTES_MAX
+        if enough or reader.failure != st.FAILURE_STATUS:
+            self.fail_as({reader.failure})
 
     def feed(self, body: bytes) -> None:
         """Decoded bytes of the body."""
@@ -153,10 +160,10 @@ class Attempt:
             self.enter(SILENCE)
         self._look()
 
-    def end_body(self, *, clean: bool) -> None:
+    def end_body(self, *, clean: bool, malformed: bool = False) -> None:
         if not self.is_over and not self.body_over:
             self.body_over = True
-            self.events.end(clean=clean)
+            self.events.end(clean=clean, malformed=malformed)
             self._look()
 
     def _look(self) -> None:
@@ -205,8 +212,9 @@ class Attempt:
         expected = [st.FAILURES[one] for one in (*self.expected, *self.trouble)]
         if kind == self.no_stream:  # its body was still coming when the time was over
             phase = HEAD
+            self._check_told(event, where)
         check(phase is not None and phase == self.phase, f"{where}, but it was to be {expected} (in {self.phase})")
-        waited_ns = self.failed_at_ns - self.phase_ns
+        waited_ns = self.failed_at_ns - max(self.phase_ns, self.relay.held_ns)
         check(waited_ns >= self.timeouts_ns.get(self.phase, 0) > 0, f"{where}, {waited_ns / 1e6:.1f} ms after it began")
 
     def _check_told(self, event: Event, where: str) -> None:
@@ -217,8 +225,7 @@ class Attempt:
             check(event.client_fd == self.status, f"{where} and status {event.client_fd}, not {self.status}")
             head, body = lent[: event.sent_bytes], lent[event.sent_bytes :]
             check(head == self.answer_head, f"{where}, and lends the head {head[:60]!r}")
-            whole = bytes(self.answer_body[: ERROR_BYTES_MAX - len(head)])
-            check(body == whole, f"{where}, and lends {len(body)} bytes of body, not {len(whole)}")
+            check(body == self.answer_body, f"{where}, and lends {len(body)} bytes, not {len(self.answer_body)}")
         elif kind == st.FAILURE_ERROR_EVENT:
             check(lent == self.events.lent, f"{where}, and lends {lent[:60]!r}, not {self.events.lent[:60]!r}")
 
@@ -234,13 +241,13 @@ class RelayCheck:
         self.head_memory = ctypes.create_string_buffer(head, max(len(head), 1))
         self.attempts: list[Attempt] = []
         self.is_stopped = False
-        self.is_draining = False
         self.closing_active_ns = -1  # since when it has been closing
         self.is_done = False
+        self.last_start: RawFeed | None = None  # who hears of STOPPED
         self.answered: Event | None = None
         self.usage: Event | None = None
         self.drain_ns = 0
-        self.held_active_ns = 0  # until when the client was too slow for more to be read
+        self.held_ns = self.held_active_ns = 0  # until when the client was too slow for more to be read
         self._waiting: deque[tuple[int, int]] = deque()  # where in the client's text each event ends, and its size
         self._waiting_bytes = 0
         self._largest = 0
@@ -270,7 +277,7 @@ class RelayCheck:
             return
         for event in events:
             if not stream.head_sent:
-                stream.delivery.hand_over(self.head or stream.standard_head, pause=True)
+                stream.delivery.hand_over(self.head or stream.standard_head, pause=False)
                 stream.head_sent = True
             stream.delivery.hand_over(chunk(event) if stream.chunked else event, pause=True)
             self._waiting.append((len(stream.delivery.text), len(event)))
@@ -297,6 +304,13 @@ class RelayCheck:
             f"{self.stream.key}: {self._waiting_bytes} bytes were read for a client that does not take them",
         )
 
+    def may_end_with(self, reason: int) -> bool:
+        """Whether the plane may end the stream by itself, with a reason that nobody gave it."""
+        present = self.present
+        if reason != st.UPSTREAM_ERROR or present is None or present.failed_as < 0:
+            return False
+        return self.stream.kernel.now_ns - present.failed_at_ns >= 5 * SECOND
+
     def stop(self, reason: int, head: bytes, error: bytes) -> None:
         """Right after the turn that read a STOP: how much was queued before it only the plane knows."""
         stream = self.stream
@@ -313,6 +327,8 @@ class RelayCheck:
         self.is_stopped = True
         stream.finished, stream.end_reason, stream.true_end = "stop", reason, False
         stream.first_finish_ns, stream.stopped_ns = stream.kernel.active_ns, stream.kernel.now_ns
+        if self.present is not None and not self.present.is_over:
+            self.present.fail()  # perhaps in this very turn, just before
         self._cut(plane, slot, head, error)
 
     def _cut(self, plane: Plane, slot: int, head: bytes, error: bytes) -> None:
@@ -323,8 +339,9 @@ class RelayCheck:
         has_ending = queued.endswith(ending)
         if has_ending:
             queued = queued[: -len(ending)]
-        is_draining = bool(plane.relays[slot].is_draining)
-        if not stream.head_sent or is_draining:
+        if plane.relays[slot].is_draining:
+            delivery.resume_with(queued)  # what the client has left behind may have been dropped
+        elif not stream.head_sent:
             delivery.drop_unsent()
         else:
             reached = delivery.reaches(queued)
@@ -348,7 +365,8 @@ class RelayCheck:
         events = [attempt.events for attempt in self.attempts if attempt.events.tokens or attempt.events.is_done]
         check(events, f"{key}: ANSWERED, but no upstream has")
         model = record[: event.reason]
-        check(model == events[0].model[:48], f"{key}: the model is said to be {model!r}, it is {events[0].model!r}")
+        known = events[0].first_model[:48], events[0].model[:48]  # it may be named in a later event than the first
+        check(model in known, f"{key}: the model is said to be {model!r}, it is {events[0].model!r}")
 
     def use(self, event: Event) -> None:
         """USAGE has come."""
@@ -361,20 +379,25 @@ class RelayCheck:
         key, event = self.stream.key, self.usage
         check(event is not None, f"{key}: ENDED without USAGE")
         assert event is not None
-        present = self.present
-        events = present.events if present is not None else StreamReader(as_content=False, passes_usage=False)
+        events = self.present.events if self.present is not None else None
+        if event.reason:
+            check(self.is_done and events is not None, f"{key}: the upstream's own end was never seen")
+        if self.stream.ended is not None and self.stream.ended.reason == st.COMPLETE:
+            check(event.reason, f"{key}: complete, and no end of the upstream's")
         tokens = sum(attempt.events.tokens for attempt in self.attempts)
-        check(
-            events.tokens <= event.number <= tokens or self.is_cut_short, f"{key}: {event.number} tokens, not {tokens}"
-        )
-        told = (event.address, event.length)
-        numbers = (events.prompt_tokens, events.completion_tokens)
-        check(told == numbers or self.is_cut_short, f"{key}: usage is said to be {told}, it is {numbers}")
-        check(event.reason == int(self.is_true_end), f"{key}: the upstream's own end: {event.reason}")
+        check(event.number <= tokens, f"{key}: {event.number} tokens, but only {tokens} came")
         check((event.time_ns >= 0) == (event.number > 0), f"{key}: first token after {event.time_ns} ns")
+        if event.reason and events is not None:
+            self._check_numbers(event, events, tokens)
 
-    is_cut_short = False
-    is_true_end = False
+    def _check_numbers(self, event: Event, events: StreamReader, tokens: int) -> None:
+        """The upstream has come to its end, so everything it said was looked at."""
+        key = self.stream.key
+        check(event.number == tokens, f"{key}: {event.number} tokens, not {tokens}")
+        told, numbers = (event.address, event.length), (events.prompt_tokens, events.completion_tokens)
+        check(told == numbers, f"{key}: usage is said to be {told}, it is {numbers}")
+        malformed = sum(attempt.events.malformed for attempt in self.attempts)
+        check(event.client_fd == malformed, f"{key}: {event.client_fd} malformed events, not {malformed}")
 
 
 def unsent_bytes(plane: Plane, slot: int, taken_bytes: int) -> bytes:

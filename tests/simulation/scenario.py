@@ -20,6 +20,7 @@ from tests.simulation.clients import Client, Peer, make_upload
 from tests.simulation.kernel import MILLISECOND, SECOND, Hostility, SimulatedKernel, check
 from tests.simulation.objects import Listener, Pipe
 from tests.simulation.planes import EventReader, Feed, Sender, Worker, body_flags, stop_command
+from tests.simulation.relaying import Relaying
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -27,12 +28,13 @@ if TYPE_CHECKING:
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\n"
 MESSAGES = (b"data: {text} says {index}\n\n", b"data: {index}\n\n")
 END = b"data: [DONE]\n\n"
-BLOCK_BYTES = 4096
+BLOCK_BYTES = 4096  # less than the settings allow; relayed streams need what they ask for
+RELAY_BLOCK_BYTES = (8192, 16_384)
 TURNS_MAX = 40_000
 STUCK_AFTER_NS = 200 * SECOND
 
 
-def make_settings(rng: random.Random) -> Settings:
+def make_settings(rng: random.Random, *, relays: bool) -> Settings:
     """A plane so small that everything in it runs out."""
     settings = Settings()
     replace = msgspec.structs.replace
@@ -51,7 +53,7 @@ def make_settings(rng: random.Random) -> Settings:
             submission_entries=rng.choice((32, 64, 256)),
             handoff_buffer_count=rng.choice((1, 2, 8)),
             body_buffer_count=8,
-            output_block_bytes=BLOCK_BYTES,
+            output_block_bytes=rng.choice(RELAY_BLOCK_BYTES) if relays else BLOCK_BYTES,
             body_buffer_bytes=rng.choice((4096, 65_536)),
             zero_copy_bytes_min=rng.choice((1, 1000)),
         ),
@@ -72,6 +74,7 @@ def make_hostility(rng: random.Random) -> Hostility:
         cancel_loses=rng.choice((0.0, 0.3, 0.8)),
         stale=rng.choice((0.0, 0.02)),
         deadly=rng.choice((0.0, 0.3)),
+        receive_buffers=rng.choice((1, 2, 8, 1024)),
     )
 
 
@@ -81,7 +84,8 @@ class Simulation:
     def __init__(self, seed: int, trace: Callable[[str], None] | None = None) -> None:
         self.seed = seed
         rng = self.rng = random.Random(seed)
-        self.settings = make_settings(rng)
+        relays = rng.random() < 0.6
+        self.settings = make_settings(rng, relays=relays)
         self.plane = table.allocate(self.settings)
         start_ns = rng.choice((0, 1, 10**9, 10**15)) + rng.randrange(0, 20 * SECOND)
         self.kernel = SimulatedKernel(self.plane, rng, make_hostility(rng), start_ns)
@@ -102,7 +106,9 @@ class Simulation:
             channel.fd = pipe.fd
         self._load_script()
         self.sender = Sender(self.commands, self.kernel)
-        self.workers = [Worker(n, self.kernel, self._sender(), BLOCK_BYTES) for n in range(1, self.channel_count)]
+        block_bytes = self.settings.performance.output_block_bytes
+        self.workers = [Worker(n, self.kernel, self._sender(), block_bytes) for n in range(1, self.channel_count)]
+        self.relaying = Relaying(self.kernel, self.plane, rng, self.sender, self.workers) if relays else None
         self._senders = [self.sender, *self._worker_senders]
         self.commands.on_read = self._flush
         EventReader(self.pipes[0], self.kernel, rng, self._handle)
@@ -174,7 +180,7 @@ class Simulation:
         kernel, rng = self.kernel, self.rng
         for _ in range(rng.choice((1, 3, 10, 25))):
             kernel.at(int(rng.expovariate(1 / 200) * MILLISECOND), self._arrive)
-        for _ in range(rng.choice((0, 0, 3))):
+        for _ in range(rng.choice((0, 0, 3)) if self.relaying is None else rng.choice((1, 3, 8))):
             kernel.at(rng.randrange(0, 500) * MILLISECOND, self._adopt)
         for _ in range(rng.choice((0, 2))):
             kernel.at(rng.randrange(0, 800) * MILLISECOND, self._ask)
@@ -200,8 +206,12 @@ class Simulation:
         for stream in self.streams.values():
             stream.check_notices_leaving()
             stream.check_expiry()
+        if self.relaying is not None:
+            self.relaying.watch()
         if self.drained and self._is_over():
             self.stopped = True
+            if self.relaying is not None and self.rng.random() < 0.5:
+                self.relaying.forget_endpoints()
             self.sender.send(wire.command(m.SHUTDOWN_PLANE))
         else:
             self.kernel.at(100 * MILLISECOND, self._watch)
@@ -252,7 +262,7 @@ class Simulation:
         elif event.kind == m.PONG:
             check(event.number == self.seed, "a PONG with another cookie")
             self.pongs += 1
-        else:
+        elif self.relaying is None or not self.relaying.handle(event):
             check(event.kind in (m.TABLE_READY, m.ACCEPT_PAUSED, m.ACCEPT_RESUMED), f"event {event.kind}")
 
     def _handle_handoff(self, event: wire.Event) -> None:
@@ -289,6 +299,8 @@ class Simulation:
             self._refuse_descriptor(stream)
         elif self.drained or chance < 0.2:
             self._refuse(stream)
+        elif self.relaying is not None and chance > 0.35:
+            self._open_relayed(stream)
         elif chance < 0.5:
             self._open_paced(stream)
         else:
@@ -393,6 +405,12 @@ class Simulation:
         self.feeds.append(feed)
         self.kernel.at(rng.choice((0, 0, 5, 100, 5000)) * MILLISECOND, feed.begin)
 
+    def _open_relayed(self, stream: StreamCheck) -> None:
+        assert self.relaying is not None
+        limits = self._limits() | {"stream_timeout_ms": self.rng.choice((100, 3000, 60_000, 60_000))}
+        fields, effect = self.relaying.open(stream, limits)
+        self._send_open(stream, b"", effect, **fields)
+
     def _stop_later(self, stream: StreamCheck, delay_ns: int, reason: int) -> None:
         def stop() -> None:
             if stream.ended is None:
@@ -428,6 +446,8 @@ class Simulation:
             check(st.HANDOFF_TIMEOUT <= event.reason <= st.HANDOFF_ERROR, f"{event}: ENDED without a HANDOFF")
             return
         stream.end(event)
+        if self.relaying is not None:
+            self.relaying.ended(event.key)
         for feed in self.feeds:
             if feed.stream is stream:
                 self.bodies -= feed.upload is not None
@@ -464,6 +484,7 @@ class Simulation:
         quiet = shared.parked_count == shared.adopted_count == 0 and not any(pipe.data for pipe in self.pipes)
         told = all(stream.ended is not None for stream in self.streams.values())
         stopped = all(feed.stopped or not feed.stream.started for feed in self.feeds)
+        stopped = stopped and (self.relaying is None or self.relaying.is_over)
         return bool(
             quiet
             and told
@@ -478,6 +499,8 @@ class Simulation:
     def _check_end(self) -> None:
         check(self.listener_idle == 1, f"LISTENER_IDLE came {self.listener_idle} times")
         check_at_rest(self.plane)
+        if self.relaying is not None:
+            self.relaying.check_at_rest()
         for stream in self.streams.values():
             check(stream.ended is not None, f"{stream.key}: no ENDED")
         for feed in self.feeds:

@@ -109,6 +109,7 @@ class Served:
         self._sent = 0  # of the present answer
         self._dies_at_request = False
         self._reading = False
+        self._waits_for_rest = False
         socket.window = self.rng.choice((50, 4096, 1 << 20, 1 << 20))
         socket.on_taken = self._plan_read
 
@@ -144,6 +145,13 @@ class Served:
                 self._break(self.rng.choice((FIN, RESET)))
                 return
         wanted = self._request.data
+        if self.answer is not None and self._sent == len(self.answer.wire) and self.answer.ending != KEEP:
+            return  # it is about to go, whatever it has said
+        if self._waits_for_rest and len(data) >= len(wanted):
+            self._keep()
+            if len(data) > len(wanted):
+                self._look(data[len(wanted) :])
+            return
         check(wanted.startswith(data), f"a request is not what its ATTEMPT said, within {len(data)} bytes")
         if self.answer is None:
             answer = make_answer(self.rng)
@@ -177,9 +185,12 @@ class Served:
     def _keep(self) -> None:
         """The answer is out: wait for the next request, for a while at least."""
         rng, request = self.rng, self._request
-        if request is not None and len(self.socket.taken) - self._start < len(request.data):
-            return  # answered early: the rest of the request is nobody's
-        self._start = len(self.socket.taken)
+        assert request is not None
+        # Answered early: the rest of the request comes, or does not.
+        self._waits_for_rest = self.socket.read_bytes - self._start < len(request.data)
+        if self._waits_for_rest:
+            return
+        self._start += len(request.data)
         self._request = self.answer = None
         self._sent = 0
         self.was_kept = True
