@@ -72,9 +72,9 @@ def failure_of(code: int, message: str, system_error: int, origin: Origin, *, ha
 def wrong_version(origin: Origin) -> Failure:
     """The other side speaks another version of HTTP than we were told."""
     if origin.http2:
-        detail = "it does not speak HTTP/2: set http2_enabled = false"
+        detail = "its answer is no HTTP/2: if it speaks HTTP/1.1, set http2_enabled = false"
     else:
-        detail = "it does not speak HTTP/1.1: set http2_enabled = true"
+        detail = "its answer is no HTTP/1.1: if it speaks HTTP/2, set http2_enabled = true"
     return Failure(FailureKind.HTTP_VERSION, detail=detail)
 
 
