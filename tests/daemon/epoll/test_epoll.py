@@ -80,7 +80,7 @@ def assert_sleeps(kernel: Kernel) -> None:
 
 
 def test_layouts() -> None:
-    assert OPERATION.itemsize == 48
+    assert OPERATION.itemsize == 64
     assert INTEREST.itemsize == 8
     assert KERNEL.itemsize == 256
     assert (12 if os.uname().machine == "x86_64" else 16) == EVENT_BYTES

@@ -29,11 +29,11 @@ OPCODE_OPENAT = 18
 class RingUnderTest:
     """A plane with a ring of its own; everything on the calling thread."""
 
-    def __init__(self, **options: bool) -> None:
+    def __init__(self, *, sqpoll: bool = False, no_sqarray: bool = True, restrict: bool = True) -> None:
         settings = Settings(server=Server(max_connections=16), performance=Performance(submission_entries=ENTRIES))
         self.plane = allocate(settings)
         self.shared = self.plane.globals[0]
-        self.ring = open_ring(ENTRIES, **options)
+        self.ring = open_ring(ENTRIES, sqpoll=sqpoll, no_sqarray=no_sqarray, restrict=restrict)
         self.kernel: Any = np.zeros(1, KERNEL)[0]
         self.kept = (np.zeros(1, ARGUMENT), np.zeros(1, TIMESPEC))
         self.kernel.argument, self.kernel.timespec = (memory.ctypes.data for memory in self.kept)
