@@ -10,6 +10,7 @@ from daemon.plane import messages as m
 from daemon.plane import relay as relay_module
 from daemon.plane import relay_failure as r
 from daemon.plane import state as st
+from daemon.plane.body import COUNTED
 from daemon.plane.events import CONTROL_FAILED
 from tests.simulation.objects import UpstreamSocket
 
@@ -118,13 +119,17 @@ def _keep_what_must_close(simulation: Simulation) -> None:
     _each_turn(simulation, act)
 
 
-def _keep_with_unread_bytes(simulation: Simulation) -> None:
-    """A body counts as over as soon as the stream is."""
-    plane = simulation.plane
+def _end_an_answer_early(simulation: Simulation) -> None:
+    """A counted body is taken for one byte shorter than it is."""
+    connections, done = simulation.plane.connections, set[tuple[int, int]]()
 
     def act() -> None:
-        reading = (plane.connections["state"] == c.DRAINING).nonzero()[0]
-        plane.connections["body_state"][reading] = 7
+        counted = (connections["state"] == c.BUSY) & (connections["body_state"] == COUNTED)
+        for number in (counted & (connections["body_remaining"] > 1)).nonzero()[0].tolist():
+            key = number, int(connections[number].request_address)
+            if key not in done:
+                done.add(key)
+                connections[number].body_remaining -= 1
 
     _each_turn(simulation, act)
 
@@ -194,7 +199,7 @@ PLANTS: dict[str, Callable[[Simulation], None]] = {
     "fail twice": _fail_twice,
     "leak the usage event": _leak_the_usage_event,
     "keep a connection that must close": _keep_what_must_close,
-    "keep a connection with unread bytes": _keep_with_unread_bytes,
+    "take an answer for over too soon": _end_an_answer_early,
     "send a request twice": _send_a_request_twice,
     "fail too early": _lose_patience,
     "wait for an upstream for ever": _wait_for_ever,

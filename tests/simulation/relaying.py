@@ -40,7 +40,8 @@ _ATTEMPT = struct.Struct("<qqqIIIIIIIIII")
 _ENDPOINT = struct.Struct("<III4x")
 _RECORD = struct.Struct("<qqiiqqq")
 ATTEMPTS_MAX = 4
-SLACK_NS = 3 * SECOND
+SLACK_NS = 3 * SECOND  # for what takes the kernel several operations, each of which may be late
+DEADLINE_SLACK_NS = SECOND // 3  # for what only takes a turn
 TRANSIENT = (e.EINTR, e.EAGAIN, e.ENOBUFS, e.ENOMEM, e.ECANCELED, e.EALREADY, e.EINPROGRESS, e.EISCONN)
 
 
@@ -388,7 +389,7 @@ class Relaying:
         now_ns = self.kernel.active_ns
         for relay in self.live:
             if relay.present is not None:
-                relay.present.check_on_time(SLACK_NS)
+                relay.present.check_on_time(DEADLINE_SLACK_NS)
         for socket in self.sockets:
             if not socket.is_open or socket.exchange is None:
                 continue
