@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 TRANSPORTS = ("tcp", "unix", "tls", "h2", "h2c")
 PLAIN = ("tcp", "unix")
 KEY = "sk-test-0123456789abcdef"
+MODEL = "some-model"
 CANCEL_S_MAX = 0.25  # of a machine that is busy with other things; what was measured is printed
 LEDGER = "ledger.jsonl"
 _ERROR = re.compile(r"event: error\ndata: (\{.*\})\n\n\Z")
@@ -122,11 +123,14 @@ class Relay:
     def open(
         self, *plans: Plan, by: str = "", tcp: bool = False, model: str = "", **fields: object
     ) -> tuple[socket.socket, str]:
-        """Begin a stream that gets these plans, by this table: the client's end, and the model that marks it."""
-        name = model or f"model-{next(_numbers)}"
+        """Begin a stream that gets these plans, by this table: the client's end, and the name that marks its requests.
+
+        That is the model where one is given, otherwise an id of its own: models are labels, and few.
+        """
+        name = model or f"stream-{next(_numbers)}"
         if plans:
             self.upstream.answer(name, *plans)
-        request: dict[str, object] = {"model": name, "request_id": name, "prompt": "Hello", **fields}
+        request: dict[str, object] = {"model": model or MODEL, "request_id": name, "prompt": "Hello", **fields}
         if by or self.usual:
             request["upstream"] = by or self.usual
         client = self.daemon.open(request, tcp=tcp)
@@ -192,9 +196,10 @@ def relaying(
     with Upstream() as upstream:
         options.setdefault("ledger_file", str(directory / LEDGER))
         found = tables(upstream)
-        daemon = Daemon(directory, kernel, configuration=relay_config(*found, other=other, **options)).start()
+        daemon = Daemon(directory, kernel, configuration=relay_config(*found, other=other, **options))
         relay = Relay(daemon, upstream, "tcp" if any(table["name"] == "tcp" for table in found) else "")
         try:
+            daemon.start()
             yield relay
             assert daemon.stop() == 0, daemon.log[-4000:]
             assert "Traceback" not in daemon.log, daemon.log[-4000:]

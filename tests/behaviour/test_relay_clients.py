@@ -115,6 +115,7 @@ def test_a_hundred_that_leave_at_once_stop_as_many(relay: Relay, transport: str)
 
 @pytest.mark.parametrize("name", ["hung", "hung-tls", "hung-unix"])
 def test_leaving_while_connecting_ends_at_once(relay: Relay, name: str) -> None:
+    assert_complete(relay.ask(Plan(openai_stream(TOKENS)), by="tls"), TOKENS)  # what TLS needs once is there
     relay.daemon.wait_idle()
     descriptors = relay.daemon.descriptor_count()
     with relay.ends("client_gone", 5):

@@ -57,6 +57,7 @@ def tables(upstream: Upstream) -> list[dict[str, object]]:
             for table in group(upstream, f"stale-{transport}-{after.value}", transport)
         ),
         *group(upstream, "alone", "tcp"),
+        *group(upstream, "fresh", "tcp"),
     ]
 
 
@@ -96,7 +97,7 @@ def test_what_fails_once_is_repeated_and_the_client_sees_nothing_of_it(relay: Re
     first, second = requests
     assert first.body == second.body
     assert first.header("X-Request-Id") == second.header("X-Request-Id") == request_id
-    assert relay.upstream.connections()[first.connection].kind == ("tcp" if model == "plain" else "tls")
+    assert relay.upstream.connections(used=False)[first.connection].kind == ("tcp" if model == "plain" else "tls")
     row = relay.row(request_id)
     assert (row["retries"], row["model_asked"], row["end_reason"]) == (1, model, "complete")
     assert row["upstream"] == ("plain-unix" if model == "plain" else "secure-h2")
@@ -221,7 +222,7 @@ def test_a_kept_connection_that_is_dead_is_replaced_without_a_word(relay: Relay,
 
 
 def test_a_fresh_connection_that_dies_is_a_failure(relay: Relay) -> None:
-    answer, requests, request_id = asked(relay, "alone", Plan(fault=Fault.RESET, fault_in_head=True, fault_at=0))
+    answer, requests, request_id = asked(relay, "fresh", Plan(fault=Fault.RESET, fault_in_head=True, fault_at=0))
     assert answer.status == 502
     assert len(requests) == 3
     assert relay.row(request_id)["retries"] == 2

@@ -169,5 +169,5 @@ def test_a_wrong_request_is_refused_and_nobody_is_asked(relay: Relay, fields: di
 
 @pytest.mark.parametrize("name", ["traceparent", "model", "prompt"])
 def test_line_ends_cannot_be_injected_into_the_head(relay: Relay, name: str) -> None:
-    request = asked(relay, **{"request_id": "injecting", name: "x\r\nInjected: yes\r\n\r\n"})
+    request = asked(relay, **{"request_id": "injecting", name: "x\nInjected: yes\n\n"})
     assert request.header("Injected") is None

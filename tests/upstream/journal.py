@@ -18,7 +18,7 @@ PATTERN_HEADER = "X-Test-Pattern"
 
 
 class Journal:
-    """Plans by model, and records of requests and connections."""
+    """Plans by model or request, and records of requests and connections."""
 
     def __init__(self) -> None:
         """Every request gets `default` until something else is said."""
@@ -31,11 +31,11 @@ class Journal:
 
     # ---- plans, test's thread
 
-    def answer(self, model: str, plans: list[Plan]) -> None:
-        """What requests for this model get, in their order; the last of them for all that follow."""
+    def answer(self, name: str, plans: list[Plan]) -> None:
+        """What requests for this model, or of this id, get in their order; the last of them for all that follow."""
         assert plans, "at least one"
         with self.changed:
-            self._plans[model] = list(plans)
+            self._plans[name] = list(plans)
 
     def wait(self, holds: Callable[[], bool], what: str, timeout_s: float) -> None:
         """Until something is so."""
@@ -47,13 +47,13 @@ class Journal:
     # ---- the upstream's thread
 
     def plan_of(self, request: Request) -> Plan:
-        """By the pattern it names, by its model, or the default."""
+        """By the pattern it names, by its id, by its model, or the default."""
         pattern = request.header(PATTERN_HEADER)
         if pattern:
             return plan_named(pattern)
         with self.changed:
-            plans = self._plans.get(request.model)
-            if plans is None:
+            plans = self._plans.get(request.header("X-Request-Id") or "") or self._plans.get(request.model)
+            if not plans:
                 return self.default
             return plans.pop(0) if len(plans) > 1 else plans[0]
 

@@ -51,6 +51,10 @@ class Request:
         name: object = found.get("model") if isinstance(found, dict) else ""  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
         return name if isinstance(name, str) else ""
 
+    def is_for(self, name: str) -> bool:
+        """Whether it is for this model, or has this X-Request-Id."""
+        return name in (self.model, *self.values("X-Request-Id"))
+
     def header(self, name: str) -> str | None:
         """A header's value, whatever the case of its name; None where it did not come."""
         values = self.values(name)

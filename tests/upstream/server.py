@@ -190,9 +190,9 @@ class Upstream:
 
     # ---- what it does
 
-    def answer(self, model: str, *plans: Plan) -> None:
-        """What requests for this model get, in their order; the last of them for all that follow."""
-        self.journal.answer(model, list(plans))
+    def answer(self, name: str, *plans: Plan) -> None:
+        """What requests for this model, or of this id, get in their order; the last of them for all that follow."""
+        self.journal.answer(name, list(plans))
 
     def close_idle(self) -> None:
         """FIN on every connection that is kept and has nothing to answer."""
@@ -209,20 +209,20 @@ class Upstream:
 
     # ---- what it saw
 
-    def requests(self, model: str = "") -> list[Request]:
-        """The requests so far, in their order; of one model where it is given."""
+    def requests(self, name: str = "") -> list[Request]:
+        """The requests so far, in their order; those for one model or of one id, where it is given."""
         with self.journal.changed:
-            return [request for request in self.journal.requests if not model or request.model == model]
+            return [request for request in self.journal.requests if not name or request.is_for(name)]
 
     def connections(self, *, used: bool = True) -> list[ConnectionRecord]:
         """The connections so far; `used`: only those that a request has come on."""
         with self.journal.changed:
             return [record for record in self.journal.connections if record.request_count or not used]
 
-    def wait_for_requests(self, count: int, model: str = "", timeout_s: float = 10) -> list[Request]:
+    def wait_for_requests(self, count: int, name: str = "", timeout_s: float = 10) -> list[Request]:
         """Wait until so many have come."""
-        self.journal.wait(lambda: len(self.requests(model)) >= count, f"{count} requests for {model!r}", timeout_s)
-        return self.requests(model)
+        self.journal.wait(lambda: len(self.requests(name)) >= count, f"{count} requests for {name!r}", timeout_s)
+        return self.requests(name)
 
     def wait_gone(self, request: Request, timeout_s: float = 10) -> float:
         """Wait until a request's client has left in the middle of its answer: when that was seen."""

@@ -206,6 +206,15 @@ def test_plans_are_taken_in_order_and_the_last_one_stays(upstream: Upstream) -> 
     assert codes == [b"500", b"429", b"200", b"200"]
 
 
+def test_a_request_is_known_by_its_id_before_its_model(upstream: Upstream) -> None:
+    upstream.answer("known", Plan([b"by model"]))
+    upstream.answer("id-1", Plan([b"by id"]))
+    assert curl(upstream, upstream.base, "known", "-H", "X-Request-Id: id-1").stdout == b"by id"
+    assert curl(upstream, upstream.base, "known").stdout == b"by model"
+    assert len(upstream.requests("id-1")) == 1
+    assert len(upstream.requests("known")) == 2
+
+
 def test_a_header_names_a_pattern(upstream: Upstream) -> None:
     done = curl(upstream, upstream.base, "pattern", "-H", "X-Test-Pattern: 429:7", "-D", "-")
     assert b"Retry-After: 7\r\n" in done.stdout
