@@ -43,7 +43,11 @@ class Part:
 
 PARTS = {
     "fast": Part("tests that share the machine", f"not ({ALONE})"),
-    "rest": Part("tests that need the machine alone, and those with Apache, a browser, proxies, a real upstream", ALONE, parallel=False),
+    "rest": Part(
+        "tests that need the machine alone, and those with Apache, a browser, proxies, a real upstream",
+        ALONE,
+        parallel=False,
+    ),
     "interpreted": Part(
         "the plane interpreted, with numeric warnings as errors",
         "plane",

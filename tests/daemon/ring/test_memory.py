@@ -38,7 +38,7 @@ class RingUnderTest:
         self.kept = (np.zeros(1, ARGUMENT), np.zeros(1, TIMESPEC))
         self.kernel.argument, self.kernel.timespec = (memory.ctypes.data for memory in self.kept)
         self.kernel.fd = self.ring.fd
-        self.kernel.sqpoll = bool(options.get("sqpoll"))
+        self.kernel.sqpoll = bool(sqpoll)
         submission, completion = self.ring.structure.sq, self.ring.structure.cq
         self.kernel.sq_head, self.kernel.sq_tail, self.kernel.sq_flags = (
             submission.head, submission.tail, submission.flags,
