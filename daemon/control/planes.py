@@ -99,7 +99,9 @@ class Planes:
     def watch_upstreams(self) -> None:
         """See whether upstreams can be reached; again after a reload."""
         if self.relays is not None:
-            self.reachability.watch(origin for backend in self.relaying.values() for origin in backend.origins())
+            origins = [origin for backend in self.relaying.values() for origin in backend.origins()]
+            self.reachability.watch(origins)
+            self.relays.forget_others(origins)
 
     @property
     def slots_used(self) -> int:

@@ -235,11 +235,21 @@ class Relays:
 
     def _forget(self, _origin: Origin, removed: tuple[bytes, ...]) -> None:
         """Addresses that a name no longer has: connections kept there are closed."""
+        self._close_idle(set(removed))
+
+    def _close_idle(self, removed: set[bytes]) -> None:
         for (address, _, _), number in self._endpoints.items():
             if address in removed and number in self._live_endpoints:
                 self._live_endpoints.discard(number)
                 self._parts.writer.add(pack(_ENDPOINT.pack(0, 0, 0, b""), kind=m.ENDPOINT, script=number))
         self._parts.writer.flush()
+
+    def forget_others(self, origins: Iterable[Origin]) -> None:
+        """After a reload: connections kept for upstreams that are asked no more are closed."""
+        wanted: set[bytes] = set()
+        for origin in origins:
+            wanted.update(self._parts.resolver.addresses(origin) or ())
+        self._close_idle({address for address, _, _ in self._endpoints} - wanted)
 
     # ---- what the plane and the transfers tell
 

@@ -141,6 +141,8 @@ def _head_bytes(plane: Any, number: int, slot: int, address: int, byte_count: in
         size = 0
         if byte_count > 0:
             size = parse_head(head, address, byte_count, HEAD_BYTES_MAX)
+    if size == 0 and connection_of(plane, number).received_bytes > 2 * HEAD_BYTES_MAX:
+        size = HEAD_TOO_LARGE  # a flood of interim heads
     if size < 0 or (size > 0 and head.status == 101):
         kind = st.FAILURE_HEAD_MALFORMED
         if size == HEAD_TOO_LARGE:

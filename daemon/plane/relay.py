@@ -291,6 +291,10 @@ def _events(plane: Any, slot: int, address: int, byte_count: int) -> int:
             break
         relay.scan_resume = 0
         end = int(scan.end)
+        if end > EVENT_BYTES_MAX:
+            give_assembly(plane, slot)
+            fail(plane, slot, st.FAILURE_EVENT_TOO_LARGE, 0, 0)
+            break
         if not _event(plane, slot, address + used):
             break
         if stream.paused:  # it is sent from where it lies
