@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import msgspec
 import uvloop
 
+from backends.interface import OptionError
 from backends.registry import Registry, RegistryError
 from config import VERSION
 from daemon.control import logs, signals
@@ -201,17 +202,20 @@ class Service:
         self._notifier.ready(self._status())
 
     def _put_in_force(self, settings: Settings) -> bool:
-        self._configured = settings
         # How many streams fit was decided at the start, and a reload does not change it.
         server = msgspec.structs.replace(settings.server, max_connections=self._condition.streams_max)
-        self._settings = msgspec.structs.replace(settings, server=server)
-        logs.configure(settings.logging.level, settings.logging.format)
+        fitting = msgspec.structs.replace(settings, server=server)
         try:
-            self._planes.admission.reload(self._settings)
+            self._planes.admission.reload(fitting)
             self._planes.watch_upstreams()
+        except OptionError as error:
+            logger.error("reload failed, the configuration in force stays: %s", error)  # noqa: TRY400 (no traceback)
+            return False
         except Exception:  # a user's backend reads its own options here, and must not end everybody's streams
             logger.exception("reload: a backend did not take its new options")
             return False
+        self._configured, self._settings = settings, fitting
+        logs.configure(settings.logging.level, settings.logging.format)
         return True
 
     def _status(self) -> str:
