@@ -113,7 +113,7 @@ class ResponseReader:
         """What cannot become a status line is known before its end."""
         begin = b"HTTP/1."
         got = bytes(self._raw[: len(begin)])
-        if begin.startswith(got) or b"\0\0\x12\4".startswith(got):
+        if begin.startswith(got) or (len(got) < 4 and b"\0\0\x12".startswith(got)):
             return
         self._fail(st.FAILURE_HTTP_VERSION if got.startswith(b"\0\0\x12\4") else st.FAILURE_HEAD_MALFORMED)
 
@@ -233,7 +233,6 @@ class StreamReader:
         self.model = b""
         self.first_model = b""  # when the first token came
         self.raw_bytes = 0  # of the body, in all
-        self.event_bytes_max = 0
         self._buffer = bytearray()
         self._scanned = 0  # how far the buffer has been looked through for line ends
         self._lines: list[bytes] = []
@@ -316,8 +315,9 @@ class StreamReader:
                 data.append(value)
             elif field == b"event":
                 name = value
-        if data:
-            self.event_bytes_max = max(self.event_bytes_max, len(block))
+        if len(block) > EVENT_BYTES_MAX:
+            self.failure = st.FAILURE_EVENT_TOO_LARGE
+        elif data:
             self._event(block, b"\n".join(data), name)
 
     # ---- what events mean

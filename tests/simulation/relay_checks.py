@@ -91,6 +91,7 @@ class Exchange:
             return
         if reader.received_bytes == 0 and self.was_kept:
             self.is_abandoned = True  # stale: a fresh connection takes its place
+            self.attempt.enter(CONNECT)
             return
         self._pass_on()
 
@@ -247,6 +248,7 @@ class RelayCheck:
         self.answered: Event | None = None
         self.usage: Event | None = None
         self.drain_ns = 0
+        self.is_held = False
         self.held_ns = self.held_active_ns = 0  # until when the client was too slow for more to be read
         self._waiting: deque[tuple[int, int]] = deque()  # where in the client's text each event ends, and its size
         self._waiting_bytes = 0
@@ -254,9 +256,12 @@ class RelayCheck:
 
     @property
     def is_excused(self) -> bool:
-        """Other rules apply: it has been told to end, or has expired."""
-        stream = self.stream
-        return bool(self.is_stopped or stream.expired or stream.ended is not None or self.is_closing)
+        """Other rules apply: it has been told to end, has expired, or waits for its client."""
+        slot, _ = self.stream.key
+        plane = self.stream.kernel.plane
+        if self.is_stopped or self.is_held or self.stream.ended is not None or self.is_closing:
+            return True
+        return bool(int(plane.streams[slot]["flags"]) & m.FLAG_EXPIRED or plane.relays[slot].is_draining)
 
     @property
     def is_closing(self) -> bool:

@@ -375,7 +375,8 @@ class Relaying:
             if attempt is not None:
                 attempt.is_over = True
             return
-        if paused:
+        if paused or relay.is_held:
+            relay.is_held = bool(paused)
             relay.held_ns, relay.held_active_ns = self.kernel.now_ns, self.kernel.active_ns
         if attempt is None or not attempt.is_applied or attempt.is_over:
             return
