@@ -210,6 +210,8 @@ def _has_stopped(plane: Any) -> bool:
         return True
     if counter_of(plane, SLOTS_USED).value == 0 and plane.connections_open > 0:
         forget_all(plane)
+        if plane.connection_ready_head >= 0:
+            plane.wait_until_ns = 0  # they are closed in the next turn, which nothing else would cause
         return False
     idle = counter_of(plane, SLOTS_USED).value == 0 and plane.stray_in_flight == 0 and plane.stray_count == 0
     return bool(idle and not plane.accept_in_flight and plane.global_events == 0)
