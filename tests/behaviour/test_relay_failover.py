@@ -34,14 +34,15 @@ def group(upstream: Upstream, model: str, *transports: str, **options: object) -
     ]
 
 
-def tables(upstream: Upstream) -> list[dict[str, object]]:
+def tables(upstream: Upstream, other: Upstream) -> list[dict[str, object]]:
     def nobody(model: str) -> dict[str, object]:
         return {"name": f"{model}-nobody", "api_base": f"http://127.0.0.1:{unused_port()}/v1", "models": [model]}
 
     trial = {"breaker_failures": 3, "breaker_open_s": OPEN_S}
     return [
-        *group(upstream, "plain", "tcp", "unix"),
-        *group(upstream, "secure", "tls", "h2"),
+        # Nothing is kept, or a reset before the head would be a stale connection's.
+        *group(upstream, "plain", "tcp", "unix", idle_connections_max=0),
+        *group(upstream, "secure", "tls", "h2", idle_connections_max=0),
         *(nobody("absent-plain"), *group(upstream, "absent-plain", "tcp", priority=1)),
         *(nobody("absent-secure"), *group(upstream, "absent-secure", "tls", priority=1)),
         *group(upstream, "waits", "tcp"),
@@ -57,13 +58,21 @@ def tables(upstream: Upstream) -> list[dict[str, object]]:
             for table in group(upstream, f"stale-{transport}-{after.value}", transport)
         ),
         *group(upstream, "alone", "tcp"),
-        *group(upstream, "fresh", "tcp"),
+        *group(other, "fresh", "tcp"),
     ]
 
 
+@pytest.fixture(name="other", scope="module")
+def _other() -> Iterator[Upstream]:
+    """A server at another address: connections are kept by address, whatever the names of upstreams."""
+    with Upstream() as upstream:
+        yield upstream
+
+
 @pytest.fixture(name="relay", scope="module")
-def _relay(kernel: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Relay]:
-    with relaying(kernel, tmp_path_factory.mktemp("relay"), tables, backoff_ms=10, retry_reserve=1000) as relay:
+def _relay(kernel: str, other: Upstream, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Relay]:
+    directory = tmp_path_factory.mktemp("relay")
+    with relaying(kernel, directory, lambda one: tables(one, other), "", backoff_ms=10, retry_reserve=1000) as relay:
         yield relay
 
 
@@ -221,8 +230,10 @@ def test_a_kept_connection_that_is_dead_is_replaced_without_a_word(relay: Relay,
             assert relay.daemon.metric(stale) == 1
 
 
-def test_a_fresh_connection_that_dies_is_a_failure(relay: Relay) -> None:
-    answer, requests, request_id = asked(relay, "fresh", Plan(fault=Fault.RESET, fault_in_head=True, fault_at=0))
+def test_a_fresh_connection_that_dies_is_a_failure(relay: Relay, other: Upstream) -> None:
+    other.answer("fresh", Plan(fault=Fault.RESET, fault_in_head=True, fault_at=0))
+    before = len(other.requests("fresh"))
+    answer, _, request_id = asked(relay, "fresh")
     assert answer.status == 502
-    assert len(requests) == 3
+    assert len(other.requests("fresh")) == before + 3
     assert relay.row(request_id)["retries"] == 2

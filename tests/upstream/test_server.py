@@ -427,6 +427,7 @@ def test_http2_waits_for_the_window(upstream: Upstream) -> None:
     while len(client.bodies[number]) < 10_000:
         assert client.read()
     (request,) = upstream.requests("window")
+    upstream.wait_sent(request, 10_000)
     assert request.sent_bytes == 10_000
     client.acknowledges = True
     client.connection.increment_flow_control_window(500_000, number)
