@@ -85,6 +85,7 @@ class Transfer:
     """One attempt. Compared by identity."""
 
     __slots__ = (
+        "_counts_body",
         "_head_bytes",
         "_lines",
         "_status_body",
@@ -126,6 +127,7 @@ class Transfer:
         self.status = 0
         self.headers: dict[str, str] = {}
         self._lines: list[bytes] = []
+        self._counts_body = False
         self._head_bytes = 0
         self._status_body = b""
         # On the way to the plane. Whoever has something pending stands in `touched`, or waits for credit.
@@ -173,6 +175,8 @@ class Transfer:
             self._lines.append(line)
             return None
         self.status, self.headers = _parsed_head(self._lines)
+        is_counted = "content-length" in self.headers and "transfer-encoding" not in self.headers
+        self._counts_body = is_counted and self._lines[0].startswith(b"HTTP/1")
         self._lines.clear()
         return None if 100 <= self.status < 200 else self._judge()
 
@@ -197,10 +201,15 @@ class Transfer:
             return _ABORT if self.lingered_bytes > LINGER_BYTES_MAX else None
         assert self.phase == Phase.STATUS_BODY, f"a body came while {self.phase.name}"
         self._status_body += data
-        if len(self._status_body) < STATUS_BODY_BYTES_MAX:
+        if len(self._status_body) < STATUS_BODY_BYTES_MAX and not self._is_counted_out():
             return None
         self.failure = self.status_failure()
         return _ABORT
+
+    def _is_counted_out(self) -> bool:
+        """All of a body with a length is here. libcurl would keep the connection, with what stands behind it."""
+        length = self.headers.get("content-length", "")
+        return self._counts_body and length.isdecimal() and len(self._status_body) >= int(length)
 
     # ------------------------------------------------------------------------------------------------ what came of it
 
@@ -227,11 +236,16 @@ class Transfer:
         if not 200 <= status < 300:
             self.phase = Phase.STATUS_BODY
             self.deadlines.set(self, time.monotonic() + STATUS_BODY_TIMEOUT_S)
+            if self._is_counted_out():
+                self.failure = self.status_failure()
+                return _ABORT
             return None
         if _is_compressed(headers):
             return self._abort(FailureKind.COMPRESSED, "its answer is compressed, which was not asked for")
         if headers.get("content-type", "").partition(";")[0].strip().lower() != _EVENT_STREAM:
             return self._abort(FailureKind.NOT_A_STREAM, "its answer is no event stream")
+        if self._counts_body:
+            self.pool.counts_bodies = True
         self.phase = Phase.STREAMING
         self.is_start_due = True
         self._touched.append(self)
