@@ -32,7 +32,7 @@ class Pool:
         self._libcurl = libcurl
         self.origin = origin
         self.write_pause = libcurl.WRITEFUNC_PAUSE
-        # It streams with a Content-Length: what stands behind would be the next answer, so connections are not used twice.
+        # It streams with a Content-Length: what stands behind would be the next answer, so connections serve once.
         self.counts_bodies = False
         self.has_answered = False  # so it speaks the version of HTTP that we do
         self.transfers: dict[Easy, Transfer] = {}
