@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 SEED_COUNT = int(os.environ.get("SIMULATION_SEEDS", "5000"))
 CHUNK = 250
-PLANTED_SEEDS = 60  # a planted bug must be found within so many
+PLANTED_SEEDS = 200  # a planted bug must be found within so many
 REGRESSIONS = Path(__file__).with_name("seeds.txt")
 
 
