@@ -46,6 +46,7 @@ _MODEL = struct.Struct("<qqiiqqq")
 _COMMON = tail()
 _OTHER = ("other", "other")  # the series of those beyond SERIES_COUNT_MAX
 _KINDS = tuple(FailureKind(name) for name in st.FAILURES)
+_UNREACHED = frozenset({FailureKind.CONNECT, FailureKind.CONNECT_TIMEOUT})
 # What a stream ends with that failed for good.
 _REASONS = {
     FailureKind.CONNECT: st.UPSTREAM_UNREACHABLE,
@@ -281,10 +282,9 @@ class Relays:
         assert relayed.attempt is not None
         kind = _KINDS[reason]
         is_streaming = bool(flags & m.FAILED_STREAMING)
-        reachable = kind not in {FailureKind.CONNECT, FailureKind.CONNECT_TIMEOUT}
         if kind is not FailureKind.NO_RESOURCES and not relayed.by_worker:
-            self._parts.reachability.saw(relayed.attempt.origin.name, reachable=reachable)
-        if not reachable and relayed.address_index + 1 < len(relayed.addresses):
+            self._saw(relayed.attempt, kind)
+        if kind in _UNREACHED and relayed.address_index + 1 < len(relayed.addresses):
             relayed.address_index += 1
             self._try_address(stream, relayed, relayed.attempt)
             return
@@ -301,10 +301,13 @@ class Relays:
             return
         stream, relayed = found
         assert relayed.attempt is not None
-        reachable = failure.kind not in {FailureKind.CONNECT, FailureKind.CONNECT_TIMEOUT}
-        self._parts.reachability.saw(relayed.attempt.origin.name, reachable=reachable)
+        self._saw(relayed.attempt, failure.kind)
         self._failed(stream, relayed, failure)
         self._parts.writer.flush()
+
+    def _saw(self, attempt: Attempt, kind: FailureKind) -> None:
+        """What a failure says of whether its upstream can be reached."""
+        self._parts.reachability.saw(attempt.origin.name, reachable=kind not in _UNREACHED)
 
     def _failed(self, stream: Stream, relayed: Relayed, failure: Failure) -> None:
         """Ask the backend whom to ask next, or say what it has to say."""
