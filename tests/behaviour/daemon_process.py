@@ -24,6 +24,13 @@ HEAD = (
 DONE = b"data: [DONE]\n\n"
 
 
+def _is_socket(descriptor: Path) -> bool:
+    try:
+        return str(descriptor.readlink()).startswith("socket:")
+    except FileNotFoundError:  # closed meanwhile
+        return False
+
+
 @dataclass
 class Answer:
     """What a client got until the end of its connection."""
@@ -199,6 +206,10 @@ class Daemon:
 
     def descriptor_count(self) -> int:
         return len(list(Path(f"/proc/{self.pid}/fd").iterdir()))
+
+    def socket_count(self) -> int:
+        """Descriptors that are sockets."""
+        return sum(_is_socket(path) for path in Path(f"/proc/{self.pid}/fd").iterdir())
 
     def resident_bytes(self) -> int:
         status = Path(f"/proc/{self.pid}/status").read_text()
