@@ -11,7 +11,6 @@ import functools
 import logging
 import os
 import struct
-import time
 from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeGuard
 
 from backends.relay import Failure, FailureKind, Outcome, RelayError
@@ -384,8 +383,8 @@ def _ending(error: RelayError, stream: Stream) -> Ending:
 
 def _outcome(record: EventRecord, usage: EventRecord | None) -> Outcome:
     """What became of a stream, from its ENDED and the USAGE before it."""
-    reason, accepted_ns, sent = record[4], record[10], record[11]
-    duration_s = (time.monotonic_ns() - accepted_ns) / 1e9
+    reason, ended_ns, accepted_ns, sent = record[4], record[6], record[10], record[11]
+    duration_s = (ended_ns - accepted_ns) / 1e9
     if usage is None:
         return Outcome(st.REASONS[reason], reason == st.COMPLETE, sent, duration_s, None, None, 0, None, None, 0)
     first_token_s = usage[10] / 1e9 if usage[10] >= 0 else None

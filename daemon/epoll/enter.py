@@ -73,8 +73,7 @@ from daemon.plane.kernel_record import TIMESPEC
 from daemon.plane.records import record_accessor
 from daemon.plane.relay_table import provided_of
 from daemon.plane.system import system_call
-from daemon.plane.table import completion_of, submission_of
-from daemon.plane.timers import FOREVER_NS
+from daemon.plane.table import FOREVER_NS, completion_of, submission_of
 
 _timespec_at = record_accessor(TIMESPEC)
 

@@ -50,7 +50,7 @@ def open_relay(plane: Any, slot: int, queue_timeout_ms: int) -> None:
     relay.phase = NONE
     relay.number = relay.closing_count = relay.assembly_bytes = relay.lent_bytes = relay.is_lent = 0
     relay.drain_timeout_ns = relay.first_token_timeout_ns = relay.silence_timeout_ns = 0
-    relay.failure = relay.status = relay.error = relay.failure_bytes = relay.kept_head_bytes = 0
+    relay.failure = relay.status = relay.error = relay.kept_head_bytes = 0
     relay.token_count = relay.first_token_ns = relay.last_token_ns = relay.left_ns = relay.cancel_ns = 0
     relay.prompt_tokens = relay.completion_tokens = -1
     relay.wake_ns = relay.raw_taken = relay.raw_reported = 0
@@ -118,7 +118,7 @@ def attempt(plane: Any, slot: int, payload_address: int) -> None:
 def _restart(relay: Any) -> None:
     """Nothing has been read of the answer."""
     relay.scan_resume = relay.kept_head_bytes = relay.body_ended = relay.began = relay.lent_bytes = 0
-    relay.failure = relay.status = relay.error = relay.failure_bytes = 0
+    relay.failure = relay.status = relay.error = 0
     relay.raw_taken = relay.raw_reported = relay.wake_ns = 0
     relay.finish = relay.valid = relay.is_held = relay.model_bytes = 0
     relay.prompt_tokens = relay.completion_tokens = -1

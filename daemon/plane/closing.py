@@ -215,6 +215,7 @@ def _end(plane: Any, slot: int) -> None:
         if relay.connection >= 0 or relay.closing_count > 0 or relay.is_lent:
             return  # the kernel may still read the request, or the control plane what a failure lent
         give_assembly(plane, slot)
+        relay.ended_ns = plane.now_ns
     timer_remove(plane, slot)
     if stream.body_buffer >= 0:
         body_buffer_give(plane, stream.body_buffer)

@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 from config.compilation import compiled, inlined
+from daemon.plane import state as st
 from daemon.plane.counters import CONNECTIONS_IDLE, CONNECTIONS_OPENED, CONNECTIONS_REUSED, DESCRIPTORS_CLOSED
 from daemon.plane.entries import BUFFER_SELECT, POLL_FIRST, POLLOUT, SOCK_CLOEXEC, SOCK_STREAM
 from daemon.plane.lists import ready_push
@@ -33,7 +34,7 @@ from daemon.plane.submissions import (
     prepare_send,
     prepare_socket,
 )
-from daemon.plane.table import count, stream_of
+from daemon.plane.table import FOREVER_NS, count, stream_of
 from daemon.plane.tag import (
     CONNECTION_CANCEL,
     CONNECTION_CLOSE,
@@ -44,7 +45,6 @@ from daemon.plane.tag import (
     CONNECTION_WRITABLE,
     pack,
 )
-from daemon.plane.timers import FOREVER_NS
 
 # `state`
 FREE = 0
@@ -71,7 +71,6 @@ _KINDS = 5  # of those that can be cancelled, from CONNECTION_SOCKET on
 CANCEL_RETRY_NS = 10_000_000
 DRAINING_NS_MAX = 2_000_000_000
 DRAINING_BYTES_MAX = 64 * 1024
-SUBMISSIONS_MAX = 8  # the most that one call of `service_connection` submits
 
 
 @inlined
@@ -204,11 +203,8 @@ def _detach(plane: Any, number: int) -> None:
         relay.closing_count -= 1
         assert relay.closing_count >= 0
     # Only a slot that is closing waits for this.
-    if stream_of(plane, slot).state == _SLOT_CLOSING:
+    if stream_of(plane, slot).state == st.CLOSING:
         ready_push(plane, slot)
-
-
-_SLOT_CLOSING = 7  # daemon.plane.state.CLOSING
 
 
 @compiled

@@ -2,6 +2,10 @@
 
 An event that cannot be written yet stays a bit in its slot, so none is lost and none needs memory. A slot is free only
 when both its words are empty.
+
+To wake the control plane costs more than what it does with an event. So what nobody waits for, the end of a stream
+above all, leaves with the next event that somebody waits for, or after `EVENT_DELAY_NS`. The order stays: a handoff
+that comes later is heard later.
 """
 
 from __future__ import annotations
@@ -18,7 +22,7 @@ from daemon.plane.memory import copy_bytes
 from daemon.plane.relay_table import relay_of
 from daemon.plane.state import CLOSING, FREE, STREAMING
 from daemon.plane.submissions import prepare_poll, prepare_write, room
-from daemon.plane.table import EVENTS_PER_BATCH, channel_of, count, event_of, stream_of
+from daemon.plane.table import EVENTS_PER_BATCH, FOREVER_NS, channel_of, count, event_of, stream_of
 from daemon.plane.tag import POLL_EVENTS, WRITE_EVENTS, pack
 
 # Bits of `control_events`.
@@ -28,6 +32,8 @@ CONTROL_KEEP_ALIVE = 4
 CONTROL_ENDED = 8
 CONTROL_ANSWERED = 16
 CONTROL_FAILED = 32
+_PATIENT = CONTROL_ANSWERED | CONTROL_ENDED
+EVENT_DELAY_NS = 5_000_000
 # Bits of `worker_events`; STOPPED is always the last a worker hears of a stream.
 WORKER_RELEASED = 1
 WORKER_BODY = 2
@@ -45,6 +51,8 @@ GLOBAL_ACCEPT_RESUMED = 16
 def raise_control(plane: Any, slot: int, bits: int) -> None:
     """Owe the control plane an event of this slot."""
     stream = stream_of(plane, slot)
+    delay_ns = EVENT_DELAY_NS if bits & ~_PATIENT == 0 else 0
+    plane.tell_ns = min(plane.tell_ns, plane.now_ns + delay_ns)
     if stream.control_events == 0:
         stream.control_next = -1
         channel = channel_of(plane, 0)
@@ -177,10 +185,13 @@ def _write_control(plane: Any, slot: int, index: int) -> int:
     if pending & (CONTROL_ANSWERED | CONTROL_FAILED):
         index = _write_relay(plane, slot, pending, index)
     if pending & CONTROL_ENDED:
+        ended_ns = 0
         if stream.source == m.SOURCE_UPSTREAM:
             index = _write_usage(plane, slot, index)
+            ended_ns = relay_of(plane, slot).ended_ns
         event = _begin(plane, 0, index, m.ENDED, slot, stream.generation)
         event.reason = stream.reason
+        event.address = ended_ns
         event.length = stream.first_byte_ns - stream.accepted_ns if stream.first_byte_ns else -1
         event.time_ns = stream.accepted_ns
         event.bytes = stream.sent_bytes
@@ -234,6 +245,13 @@ def free_if_told(plane: Any, slot: int) -> None:
         slot_give(plane, slot)
 
 
+@inlined
+def _may_wait(plane: Any) -> bool:
+    """Whether nobody waits for what the control plane is owed. Slots that are wanted again are free once it is told."""
+    hurried = plane.parked_count > 0 or plane.adopted_count > 0 or plane.draining or plane.stop
+    return bool(plane.now_ns < plane.tell_ns and not hurried and plane.global_events == 0)
+
+
 @compiled
 def _fill_batch(plane: Any, number: int) -> int:
     """Turn pending words of a channel into records; how many."""
@@ -247,6 +265,8 @@ def _fill_batch(plane: Any, number: int) -> int:
             channel.tail = -1
         index = _write_control(plane, slot, index) if number == 0 else _write_worker(plane, slot, number, index)
         free_if_told(plane, slot)
+    if number == 0 and channel.head < 0:
+        plane.tell_ns = FOREVER_NS
     return index
 
 
@@ -259,6 +279,8 @@ def flush_events(plane: Any) -> bool:
             continue
         if channel.buffered_bytes == 0:
             if channel.head < 0 and not (number == 0 and plane.global_events):
+                continue
+            if number == 0 and _may_wait(plane):
                 continue
             channel.buffered_offset = 0
             channel.buffered_bytes = _fill_batch(plane, number) * m.EVENT_BYTES

@@ -164,7 +164,7 @@ EVENT = _record(
         ("generation", "<u4", 8),
         ("reason", "<u2", 12),
         ("state", "<u2", 14),  # ENDED, EXPIRED: the state it was in
-        ("address", "<i8", 16),  # HANDOFF, BODY: where the bytes are
+        ("address", "<i8", 16),  # HANDOFF, BODY: where the bytes are; ENDED: CLOCK_MONOTONIC of a relayed stream's end
         ("length", "<i8", 24),  # HANDOFF, BODY: how many; ENDED: ns from accept to first byte, -1 = never
         ("client_fd", "<i4", 32),
         ("peer_fd", "<i4", 36),

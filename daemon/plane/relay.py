@@ -246,11 +246,7 @@ def _event(plane: Any, slot: int, address: int) -> bool:
         lend(plane, slot, data, byte_count)
         fail(plane, slot, st.FAILURE_ERROR_EVENT, 0, 0)
         return False
-    if not is_object:
-        relay.malformed += 1
-        count(plane, MALFORMED_EVENTS, 1)
-        return True
-    emitted = _emit(plane, slot, address, end, data)
+    emitted = _emit(plane, slot, address, end, data) if is_object else -1
     if emitted == 0:
         return False
     if emitted < 0:

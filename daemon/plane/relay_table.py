@@ -36,11 +36,11 @@ RELAY = record(
     "head_bytes:i4 endpoint:i4 number:i4 flags:i4 series:i4 connection:i4 phase:i4 closing_count:i4 "
     # what has come and is not yet passed on
     "assembly:i4 large:i4 assembly_bytes:i4 scan_resume:i4 kept_head_bytes:i4 lent_bytes:i4 body_ended:i4 began:i4 "
-    # the failure that is told: kind, HTTP status, errno, and where in the assembly what it lends begins
-    "failure:i4 status:i4 error:i4 failure_offset:i4 failure_bytes:i4 is_lent:i4 "
+    # the failure that is told: kind, HTTP status, errno, whether the assembly is lent to it
+    "failure:i4 status:i4 error:i4 is_lent:i4 "
     # the story
     "token_count:i8 first_token_ns:i8 last_token_ns:i8 prompt_tokens:i8 completion_tokens:i8 left_ns:i8 cancel_ns:i8 "
-    "wake_ns:i8 raw_taken:i8 raw_reported:i8 "
+    "ended_ns:i8 wake_ns:i8 raw_taken:i8 raw_reported:i8 "
     "malformed:i4 valid:i4 finish:i4 stale:i4 model_bytes:i4 is_draining:i4 is_answered:i4 is_done:i4 is_held:i4 "
     "malformed_before:i4",
     320,

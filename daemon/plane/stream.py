@@ -62,9 +62,9 @@ from daemon.plane.relay import client_left
 from daemon.plane.relay_failure import relay_expired
 from daemon.plane.relay_table import relay_of
 from daemon.plane.submissions import prepare_cancel, prepare_poll, prepare_send
-from daemon.plane.table import KEEP_ALIVE_BYTES, KEEP_ALIVE_OFFSET, count, observe, stream_of
+from daemon.plane.table import FOREVER_NS, KEEP_ALIVE_BYTES, KEEP_ALIVE_OFFSET, count, observe, stream_of
 from daemon.plane.tag import CANCEL, POLL_CLIENT, POLL_WRITABLE, SEND, pack
-from daemon.plane.timers import FOREVER_NS, timer_set
+from daemon.plane.timers import timer_set
 from daemon.plane.upstream import service_relay
 
 EXPIRY_GRACE_NS = 5_000_000_000

@@ -40,6 +40,7 @@ SCRIPT_COUNT_MAX = 64
 SCRIPT_MESSAGES_MAX = 1024
 SCRIPT_PARTS_MAX = 4096
 TEMPLATE_BYTES_MAX = 1 << 20
+FOREVER_NS = 1 << 62  # a time that does not come
 
 
 STREAM = record(
@@ -85,7 +86,7 @@ GLOBALS = record(
     # the listener and the command pipe
     "listener_fd:i4 accept_in_flight:i4 accept_cancelling:i4 draining:i4 command_fd:i4 command_in_flight:i4 "
     "command_bytes:i4 global_events:i4 accept_paused:i4 accept_error:i4 "
-    "accept_retry_ns:i8 pong_cookie:i8 stray_mask:i8 idle_check_ns:i8 "
+    "accept_retry_ns:i8 pong_cookie:i8 stray_mask:i8 idle_check_ns:i8 tell_ns:i8 "
     "receive_tail:i8 receive_published:i8 cancel_retry_ns:i8 "
     # limits
     "handoff_bytes_max:i8 handoff_timeout_ns:i8 handoff_stream:i8 block_bytes:i8 body_buffer_bytes:i8 "
@@ -430,6 +431,7 @@ def _set_globals(plane: Plane, settings: Settings, slot_count: int, stride: int)
     shared.handoff_count = len(plane.handoff_links)
     shared.body_count = len(plane.body_links)
     shared.free_head = shared.ready_head = shared.ready_tail = -1
+    shared.tell_ns = FOREVER_NS
     shared.listener_fd = shared.command_fd = -1
     shared.handoff_bytes_max = settings.limits.handoff_bytes_max
     shared.handoff_timeout_ns = settings.timeouts.handoff_timeout_ms * 1_000_000

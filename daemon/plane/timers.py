@@ -11,10 +11,9 @@ from typing import Any
 
 from config.compilation import compiled, inlined
 from daemon.plane.lists import ready_push
-from daemon.plane.table import BUCKET_COUNT, bucket_of, stream_of, word_of
+from daemon.plane.table import BUCKET_COUNT, FOREVER_NS, bucket_of, stream_of, word_of
 
 TICK_NS = 1_000_000
-FOREVER_NS = 1 << 62
 LAP = BUCKET_COUNT - 1
 
 

@@ -76,6 +76,8 @@ def turn(plane: Any) -> int:
     count(plane, SUBMISSIONS, plane.submission_pending - pending_before)
     busy = plane.ready_head >= 0 or plane.connection_ready_head >= 0 or starved or not plane.command_in_flight
     plane.wait_until_ns = 0 if busy else timers_next_ns(plane)
+    if plane.tell_ns > plane.now_ns:
+        plane.wait_until_ns = min(plane.wait_until_ns, plane.tell_ns)
     if plane.accept_retry_ns > plane.now_ns:
         plane.wait_until_ns = min(plane.wait_until_ns, plane.accept_retry_ns)
     if plane.idle_check_ns > plane.now_ns:

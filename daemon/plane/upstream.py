@@ -46,7 +46,7 @@ from daemon.plane.tag import CONNECTION_CANCEL, CONNECTION_SOCKET, SEND, generat
 from daemon.plane.timers import TICK_NS, timer_set
 
 CONNECT_RETRY_NS = 5 * TICK_NS
-_SOCKET, _CONNECT, _SEND, _RECEIVE, _WRITABLE, _CLOSE = range(6)
+_SOCKET, _CONNECT, _SEND, _RECEIVE = range(4)
 
 
 @compiled

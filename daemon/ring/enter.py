@@ -14,8 +14,7 @@ from daemon.plane.kernel_record import TIMESPEC
 from daemon.plane.memory import full_fence, load_acquire, store_release
 from daemon.plane.records import record, record_accessor
 from daemon.plane.system import system_call
-from daemon.plane.table import count
-from daemon.plane.timers import FOREVER_NS
+from daemon.plane.table import FOREVER_NS, count
 
 SYS_IO_URING_ENTER = 426
 GETEVENTS = 1

@@ -287,7 +287,10 @@ class Worker:
 
     def handle(self, event: wire.Event) -> None:
         self.kernel.log(f"   worker {self.channel}: {event}")
-        feeds = [feed for feed in self.raw_feeds.get(event.key, ()) if feed.is_started]
+        raw_feeds = self.raw_feeds.get(event.key, ())
+        feeds = [feed for feed in raw_feeds if feed.is_started]
+        if not feeds and event.kind == m.STOPPED:  # its start and its stop can be of one turn
+            feeds = [feed for feed in raw_feeds if feed.is_read]
         if feeds:
             feeds[-1].handle(event)
             return

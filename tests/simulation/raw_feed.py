@@ -44,6 +44,7 @@ class RawFeed:
         self.pause_ms = rng.choice((0, 1, 10, 300))
         self.sent_bytes = 0
         self.released_bytes = 0
+        self.is_read = False  # the plane has read its START, and may have found it stale
         self.is_started = False  # the plane has taken its START
         self.is_stopped = False
         self.is_done = False
@@ -65,7 +66,7 @@ class RawFeed:
         key, number = self.relay.stream.key, self.attempt.number
         self.worker.send(
             wire.command(m.START, key, channel=self.worker.channel, cookie=number),
-            lambda: self.kernel.after_turn.append(self._started),
+            self._start_read,
         )
         self._plan()
 
@@ -76,10 +77,16 @@ class RawFeed:
         stream, relay = plane.streams[slot], plane.relays[slot]
         return bool(stream.generation == generation and relay.number == self.attempt.number)
 
+    def _start_read(self) -> None:
+        self.is_read = True
+        self.kernel.after_turn.append(self._started)
+
     def _started(self) -> None:
         slot, _ = self.relay.stream.key
         record = self.kernel.plane.streams[slot]
-        if self._is_heard() and record.channel == self.worker.channel and not self.attempt.is_over:
+        # A stream that is stopped in the same turn has no channel any more, but what was pushed behind START counts.
+        is_taken = record.channel == self.worker.channel or self.kernel.plane.relays[slot].raw_taken > 0
+        if self._is_heard() and is_taken and not self.attempt.is_over:
             self.is_started = True
             self.relay.last_start = self
             self.attempt.enter(TOKEN)

@@ -20,8 +20,7 @@ from daemon.epoll import memory as epoll_memory
 from daemon.epoll.enter import epoll_enter
 from daemon.plane.entries import COMPLETION_MORE, COMPLETION_NOTIFICATION, OFFSET_CURRENT
 from daemon.plane.kernel_record import KERNEL, KERNEL_EPOLL, KERNEL_IO_URING, TIMESPEC
-from daemon.plane.table import allocate
-from daemon.plane.timers import FOREVER_NS
+from daemon.plane.table import FOREVER_NS, allocate
 from daemon.ring.enter import ARGUMENT, ring_enter
 from daemon.ring.memory import close_ring, open_ring
 

@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as some
 
 from daemon.plane.lists import ready_pop
-from daemon.plane.table import BUCKET_COUNT, Plane
-from daemon.plane.timers import FOREVER_NS, TICK_NS, timer_remove, timer_set, timers_advance, timers_next_ns
+from daemon.plane.table import BUCKET_COUNT, FOREVER_NS, Plane
+from daemon.plane.timers import TICK_NS, timer_remove, timer_set, timers_advance, timers_next_ns
 from tests.daemon.plane.small import Record, small_plane
 
 pytestmark = pytest.mark.plane
