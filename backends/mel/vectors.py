@@ -1,0 +1,220 @@
+"""Vectors in compiled code: one lane for each of 16 frames, so that nothing is ever summed across lanes.
+
+Numba has no type for a vector, and whether LLVM makes vectors of a loop over frames hangs on what it can prove of the
+arrays. So nothing is left to be found out: `backends.mel.transform` is run with a `Vector` for each number while the
+caller is compiled by config.compilation, and each operation writes the one LLVM instruction that does it in all lanes.
+LLVM allots the registers: one of 512 bits for a vector, two of 256, four of 128 (NEON). `backends.mel.cpu` uses this.
+"""
+
+from __future__ import annotations
+
+import inspect
+from typing import TYPE_CHECKING, Any
+
+from config.compilation import intrinsic, ir, types
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+LANES = 16
+
+_FLOAT = ir.FloatType()
+_INT16 = ir.IntType(16)
+_INT32 = ir.IntType(32)
+_INT64 = ir.IntType(64)
+_FLOATS = ir.VectorType(_FLOAT, LANES)
+_INT16S = ir.VectorType(_INT16, LANES)
+_INT32S = ir.VectorType(_INT32, LANES)
+_SQRT_HALF_BITS = 0x3F3504F3
+_FRACTION_BITS = 23
+
+
+class Vector:
+    """LANES float32 values of a function that is being compiled."""
+
+    __slots__ = ("builder", "value")
+
+    def __init__(self, builder: Any, value: Any) -> None:
+        self.builder = builder
+        self.value = value
+
+    def __add__(self, other: Vector) -> Vector:
+        return Vector(self.builder, self.builder.fadd(self.value, other.value))
+
+    def __sub__(self, other: Vector) -> Vector:
+        return Vector(self.builder, self.builder.fsub(self.value, other.value))
+
+    def __neg__(self) -> Vector:
+        return Vector(self.builder, self.builder.fneg(self.value))
+
+    def __mul__(self, other: Vector | float) -> Vector:
+        return Vector(self.builder, self.builder.fmul(self.value, _in_all_lanes(other)))
+
+    def times_plus(self, factor: Vector | float, summand: Vector | float) -> Vector:
+        """The value * factor + summand, rounded once where the processor can: that hangs on it alone, for all lanes."""
+        arguments = [self.value, _in_all_lanes(factor), _in_all_lanes(summand)]
+        return Vector(self.builder, self.builder.call(_multiply_add(self.builder.module), arguments))
+
+    def at_least(self, least: float) -> Vector:
+        """The larger one, of values that are no NaN."""
+        bound = _in_all_lanes(least)
+        above = self.builder.fcmp_ordered(">", self.value, bound)
+        return Vector(self.builder, self.builder.select(above, self.value, bound))
+
+    def exponent_and_fraction(self) -> tuple[Vector, Vector]:
+        """(e, f) with self = 2 ** e * (1 + f) and 1 + f in [sqrt(1/2), sqrt(2)), of normal values above 0."""
+        builder = self.builder
+        bits = builder.bitcast(self.value, _INT32S)
+        above = builder.sub(bits, ir.Constant(_INT32S, [_SQRT_HALF_BITS] * LANES))
+        exponent = builder.ashr(above, ir.Constant(_INT32S, [_FRACTION_BITS] * LANES))
+        scale = builder.shl(exponent, ir.Constant(_INT32S, [_FRACTION_BITS] * LANES))
+        scaled = builder.bitcast(builder.sub(bits, scale), _FLOATS)
+        fraction = builder.fsub(scaled, _in_all_lanes(1.0))
+        return Vector(builder, builder.sitofp(exponent, _FLOATS)), Vector(builder, fraction)
+
+
+class Index:
+    """An int64 of a function that is being compiled: which element of a `Memory`, or what leads to it."""
+
+    __slots__ = ("builder", "value")
+
+    def __init__(self, builder: Any, value: Any) -> None:
+        self.builder = builder
+        self.value = value
+
+    def __add__(self, other: Index | int) -> Index:
+        return Index(self.builder, self.builder.add(self.value, _integer(other)))
+
+    def __mul__(self, factor: int) -> Index:
+        return Index(self.builder, self.builder.mul(self.value, _integer(factor)))
+
+    def remainder_and_quotient(self, power: int) -> tuple[Index, Index]:
+        """What dividing by 2 ** power leaves, and gives, of an index that is not negative."""
+        remainder = self.builder.and_(self.value, _integer(2**power - 1))
+        return Index(self.builder, remainder), Index(self.builder, self.builder.lshr(self.value, _integer(power)))
+
+
+class Memory:
+    """The elements of a contiguous array that compiled code was given. Indexes count elements, and are not checked."""
+
+    __slots__ = ("builder", "pointer")
+
+    def __init__(self, builder: Any, pointer: Any) -> None:
+        self.builder = builder
+        self.pointer = pointer
+
+    def load(self, index: Index | int) -> Vector:
+        """LANES neighbours of a float32 array."""
+        return Vector(self.builder, self.builder.load(self._at(index, _FLOATS), align=4))
+
+    def load_samples(self, index: Index | int) -> Vector:
+        """LANES neighbours of a float32 or int16 array."""
+        if self.pointer.type.pointee != _INT16:
+            return self.load(index)
+        integers = self.builder.load(self._at(index, _INT16S), align=2)
+        return Vector(self.builder, self.builder.sitofp(integers, _FLOATS))
+
+    def load_same(self, index: Index | int) -> Vector:
+        """One element of a float32 array, in all lanes."""
+        undefined = ir.Constant(_FLOATS, ir.Undefined)
+        element = self.builder.load(self._at(index, _FLOAT))
+        first = self.builder.insert_element(undefined, element, ir.Constant(_INT32, 0))
+        return Vector(self.builder, self.builder.shuffle_vector(first, undefined, ir.Constant(_INT32S, [0] * LANES)))
+
+    def load_index(self, index: Index | int) -> Index:
+        """One element of an int64 array."""
+        return Index(self.builder, self.builder.load(self._at(index, _INT64)))
+
+    def store(self, index: Index | int, vector: Vector) -> None:
+        """Overwrite LANES neighbours of a float32 array."""
+        self.builder.store(vector.value, self._at(index, _FLOATS), align=4)
+
+    def _at(self, index: Index | int, kind: Any) -> Any:
+        return self.builder.bitcast(self.builder.gep(self.pointer, [_integer(index)]), kind.as_pointer())
+
+
+def written(write: Callable[..., None]) -> Callable[..., None]:
+    """Make a function for compiled code out of one that writes its instructions.
+
+    Where compiled code passes an array, `write` is given its `Memory`, and an `Index` where it passes an integer.
+    """
+
+    def define(typing_context: Any, *kinds: Any) -> Any:
+        def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            given: list[Memory | Index] = []
+            for kind, argument in zip(signature.args, arguments, strict=True):
+                if isinstance(kind, types.Array):
+                    given.append(Memory(builder, context.make_array(kind)(context, builder, argument).data))
+                else:
+                    given.append(Index(builder, argument))
+            write(*given)
+            return context.get_dummy_value()
+
+        return types.void(*kinds), generate
+
+    # Numba looks for the names of the parameters, the context's before them.
+    parameters = inspect.signature(write).parameters.values()
+    context = inspect.Parameter("typing_context", inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    define.__signature__ = inspect.Signature([context, *parameters])  # type: ignore[attr-defined]
+    define.__name__ = write.__name__
+    define.__doc__ = write.__doc__
+    return intrinsic(define)
+
+
+def transposed(vectors: list[Vector]) -> list[Vector]:
+    """Lane i of vector k becomes lane k of vector i, for LANES vectors.
+
+    Pairs of vectors exchange halves, then quarters, and so on down to single lanes: LANES * log2(LANES) shuffles.
+    """
+    assert len(vectors) == LANES, f"{len(vectors)} vectors"
+    builder = vectors[0].builder
+    values = [vector.value for vector in vectors]
+    width = LANES // 2
+    while width > 0:
+        low = [lane + LANES - width if lane & width else lane for lane in range(LANES)]
+        high = [lane + LANES if lane & width else lane + width for lane in range(LANES)]
+        for index in range(LANES):
+            if not index & width:
+                pair = values[index], values[index + width]
+                values[index] = builder.shuffle_vector(*pair, ir.Constant(_INT32S, low))
+                values[index + width] = builder.shuffle_vector(*pair, ir.Constant(_INT32S, high))
+        width //= 2
+    return [Vector(builder, value) for value in values]
+
+
+def weighted_sum(values: Memory, first: Index, weights: Memory, weight_first: Index, count: Index) -> Vector:
+    """The sum of `count` >= 1 vectors, LANES elements apart from `first` on, each times its weight; in this order.
+
+    This writes a loop; what is written next stands behind it.
+    """
+    builder = values.builder
+    begun = values.load(first) * weights.load_same(weight_first)
+    before, loop, behind = builder.block, builder.append_basic_block("sum"), builder.append_basic_block("summed")
+    builder.cbranch(builder.icmp_signed(">", count.value, _integer(1)), loop, behind)
+    builder.position_at_end(loop)
+    step, sum_before = Index(builder, builder.phi(_INT64)), Vector(builder, builder.phi(_FLOATS))
+    term = values.load(step * LANES + first)
+    sum_behind, step_next = term.times_plus(weights.load_same(step + weight_first), sum_before), step + 1
+    step.value.add_incoming(_integer(1), before)
+    step.value.add_incoming(step_next.value, loop)
+    sum_before.value.add_incoming(begun.value, before)
+    sum_before.value.add_incoming(sum_behind.value, loop)
+    builder.cbranch(builder.icmp_signed("<", step_next.value, count.value), loop, behind)
+    builder.position_at_end(behind)
+    total = builder.phi(_FLOATS)
+    total.add_incoming(begun.value, before)
+    total.add_incoming(sum_behind.value, loop)
+    return Vector(builder, total)
+
+
+def _integer(number: Index | int) -> Any:
+    return number.value if isinstance(number, Index) else ir.Constant(_INT64, number)
+
+
+def _in_all_lanes(number: Vector | float) -> Any:
+    return number.value if isinstance(number, Vector) else ir.Constant(_FLOATS, [float(number)] * LANES)
+
+
+def _multiply_add(module: Any) -> Any:
+    name = f"llvm.fmuladd.v{LANES}f32"
+    return module.globals.get(name) or ir.Function(module, ir.FunctionType(_FLOATS, [_FLOATS] * 3), name)
