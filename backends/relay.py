@@ -8,7 +8,7 @@ here knows the daemon.
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 if TYPE_CHECKING:
@@ -124,8 +124,7 @@ class RelayError(Exception):
         self.content_type = content_type
 
 
-@dataclass(frozen=True)
-class Outcome:
+class Outcome(NamedTuple):
     """How a relayed stream ended."""
 
     reason: str  # one of the plane's reasons, such as complete, client_gone, silence_timeout
@@ -140,7 +139,6 @@ class Outcome:
     malformed_events: int
     cancel_s: float | None = None  # from the client's leaving to the upstream's connection closed, where it left
     stale_retries: int = 0  # kept connections that turned out to be dead, replaced without a word
-    extra: Mapping[str, object] = field(default_factory=dict[str, object])
 
 
 class Relay:

@@ -218,6 +218,11 @@ class Ledger:
         """Rows that are in no file: the queue was full, or they could not be written."""
         return self._losses.count + (self._file.losses.count if self._file is not None else 0)
 
+    @property
+    def is_on(self) -> bool:
+        """Whether rows go into a file."""
+        return self._file is not None
+
     def write(self, row: LedgerRow) -> None:
         """Have the row written soon. Never blocks; main thread."""
         if self._file is None:

@@ -251,7 +251,7 @@ class OpenAIRelay(Relay):
         error = self._error
         status = self._error_status if error is not None else 200 if has_begun or outcome.bytes_sent else 0
         return LedgerRow(
-            time=_rfc3339(self._shared.wall_clock()),
+            time=_rfc3339(self._shared.wall_clock()) if self._shared.ledger.is_on else "",
             request_id=self.request_id,
             user=self._user,
             upstream=self._last_name,

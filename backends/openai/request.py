@@ -7,7 +7,6 @@ parts of messages, calls of tools, parameters under `options`.
 from __future__ import annotations
 
 import re
-import uuid
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import msgspec
@@ -317,7 +316,7 @@ def _request_id(request: Request, randomness: random.Random) -> str:
     header = request.headers.get("x-request-id", "")
     if _is_request_id(header):
         return header
-    return uuid.UUID(int=randomness.getrandbits(128), version=4).hex
+    return f"{randomness.getrandbits(128):032x}"
 
 
 def _headers(request_id: str, traceparent: object, test_pattern: str | None) -> tuple[tuple[str, str], ...]:

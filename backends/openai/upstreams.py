@@ -172,6 +172,7 @@ class Upstreams:
         self._changed = changed
         self._clock = clock
         self.states: tuple[UpstreamState, ...] = ()
+        self._serves_all = False  # every upstream has any model
         self.configure(options)
 
     def configure(self, options: Sequence[UpstreamOptions]) -> None:
@@ -179,6 +180,7 @@ class Upstreams:
         assert options, "there is always one"
         before = {state.name: state for state in self.states}
         self.states = tuple(self._configured(one, before.get(one.name)) for one in options)
+        self._serves_all = not any(one.models for one in options)
 
     def _configured(self, options: UpstreamOptions, before: UpstreamState | None) -> UpstreamState:
         if before is None or _place(before.options) != _place(options):
@@ -193,6 +195,8 @@ class Upstreams:
     def candidates(self, model: str, name: str) -> tuple[UpstreamState, ...]:
         """Who serves the model, of all, or of the one that is named. Raises RequestError where nobody does."""
         known = self.states
+        if self._serves_all and not name:
+            return known
         if name:
             known = tuple(state for state in known if state.name == name)
             if not known:
@@ -211,6 +215,8 @@ class Upstreams:
         self, candidates: Sequence[UpstreamState], excluded: Collection[UpstreamState], now_s: float
     ) -> UpstreamState | None:
         """Who is asked, or None where nobody can be."""
+        if len(candidates) == 1 and not excluded:
+            return candidates[0] if candidates[0].can(now_s) else None
         able = [state for state in candidates if state not in excluded and state.can(now_s)]
         if len(able) <= 1:
             return able[0] if able else None

@@ -342,7 +342,7 @@ def test_a_fresh_request_id() -> None:
     randomness = random.Random(5)
     ids = [prepare(request(), "m", "content", randomness).request_id for _ in range(3)]
     assert len(set(ids)) == 3
-    assert all(re.fullmatch(r"[0-9a-f]{12}4[0-9a-f]{3}[89ab][0-9a-f]{15}", one) for one in ids)
+    assert all(re.fullmatch(r"[0-9a-f]{32}", one) for one in ids)
     assert re.fullmatch(r"[0-9a-f]{32}", prepared({"request_id": ""}).request_id)
 
 
