@@ -1,15 +1,18 @@
-"""Frames on the CPU: 16 at a time, one in each lane of a vector, on the caller's thread and without the GIL.
+"""Frames on the CPU: 8 at a time, one in each lane of a vector, on the caller's thread and without the GIL.
 
-A batch of 16 frames goes through these steps, each a function below, all of them in 62 KB of scratch memory:
+A batch of 8 frames goes through these steps, each a function below, all of them in 60 KB of scratch memory:
 
-1. `_load_hops` turns the samples so that a vector holds the same sample of 16 frames. A hop's 160 samples are turned
+1. `_load_hops` turns the samples so that a vector holds the same sample of 8 frames. A hop's 160 samples are turned
    once, not each frame's 400: sample n of frame i is sample n % 160 of hop i + n // 160, one or two lanes further.
 2. `_first_pass` (with the window), `_second_pass` and `_third_pass` are a complex Fourier transform of 200 = 8 * 5 * 5
    numbers, after T. G. Stockham's order; the second works in place, and the third ends in the powers of the real one.
-3. `_mel_bin` sums a triangle of the mel filter bank, 4 to 5 powers of the 201 on average.
+3. `_mel_bin` sums a triangle of the mel filter bank, 3 to 5 powers of the 201 on average.
 4. `_store_bins` takes logarithms and turns the result back, so that a frame's bins are neighbours.
 
-Nothing is allocated for a frame, and lanes never meet: a frame is the same to the bit in whichever lane.
+Up to the logarithm all is float64. In float32 it takes half the time, but then a bin that is 7 decades below its
+neighbours is made of their rounding errors: Whisper's range is 8 decades, and the first frame of a clip, being its own
+mirror image, often has such bins. Nothing is allocated for a frame, and lanes never meet: a frame is the same in
+whichever lane, to the bit.
 """
 
 from __future__ import annotations
@@ -41,20 +44,22 @@ if TYPE_CHECKING:
     from backends.mel.vectors import Index, Memory, Vector
 
 FRAMES_PER_CALL_MAX = 256
+CACHE_LINE_BYTES = 64
 
 _COMPLEX = FFT_SAMPLES // 2
 _PAIR = 2 * LANES  # real parts, then imaginary parts
-_HOP_ROW = LANES + 2  # a batch of 16 frames spans 17 hops and half of an 18th
+_HOP_ROW = LANES + 2  # a batch of 8 frames spans 9 hops and half of a 10th
 _BATCH_SAMPLES = FFT_SAMPLES + HOP_SAMPLES * (LANES - 1)
 
-# Where things are in the scratch memory, in float32: samples [160, 18], the complex transform [200, 2, 16], powers
-# [201, 16], mel power [128, 16].
+# Where things are in the scratch memory, in float64: samples [160, 10], the complex transform [200, 2, 8], powers
+# [201, 8], mel power [128, 8].
 _SPECTRUM_AT = HOP_SAMPLES * _HOP_ROW
 _POWERS_AT = _SPECTRUM_AT + _COMPLEX * _PAIR
 _MELS_AT = _POWERS_AT + SPECTRUM_BINS * LANES
-_SCRATCH_FLOATS = _MELS_AT + max(MEL_BINS) * LANES
+_SCRATCH_NUMBERS = _MELS_AT + max(MEL_BINS) * LANES
+_LINE_NUMBERS = CACHE_LINE_BYTES // 8
 
-# Where the factors of the passes are, in pairs of float32: [25, 7], [5, 4], [201].
+# Where the factors of the passes are, in pairs: [25, 7], [5, 4], [201].
 _FACTORS_SECOND = 25 * 7
 _FACTORS_SPLIT = _FACTORS_SECOND + 5 * 4
 
@@ -74,10 +79,10 @@ def _load_factor(factors: Memory, pair: Index) -> tuple[Vector, Vector]:
 
 @written
 def _load_hops(samples: Memory, start: Index, scratch: Memory, first: Index) -> None:
-    """Samples `first` to `first` + 15 of 16 hops, the first of which begins at `start`, become 16 rows of scratch."""
+    """Samples `first` to `first` + 7 of 8 hops, the first of which begins at `start`, become 8 rows of scratch."""
     hops = [samples.load_samples(start + first + HOP_SAMPLES * hop) for hop in range(LANES)]
     for row, vector in enumerate(transposed(hops)):
-        scratch.store(first * _HOP_ROW + row * _HOP_ROW, vector)
+        scratch.store(first * _HOP_ROW + row * _HOP_ROW, vector.widened())
 
 
 @written
@@ -155,17 +160,17 @@ def _mel_bin(scratch: Memory, weights: Memory, weight_first: Index, first: Index
 
 @written
 def _store_bins(scratch: Memory, frames: Memory, frame_at: Index, mel: Index, bin_count: Index) -> None:
-    """Logarithms of mel bins `mel` to `mel` + 15, for 16 frames, the first of which is at `frame_at`."""
+    """Logarithms of mel bins `mel` to `mel` + 7, for 8 frames, the first of which is at `frame_at`."""
     powers = [scratch.load(mel * LANES + (_MELS_AT + row * LANES)).at_least(POWER_MIN) for row in range(LANES)]
     place = frame_at + mel
-    for vector in transposed([transform.log10(*power.exponent_and_fraction()) for power in powers]):
+    for vector in transposed([transform.log10(*power.narrowed().exponent_and_fraction()) for power in powers]):
         frames.store(place, vector)
         place = place + bin_count
 
 
 @compiled
 def _load_batch(samples: Any, start: int, scratch: Any) -> None:
-    """All samples of 16 frames, from sample `start` on."""
+    """All samples of 8 frames, from sample `start` on."""
     for first in range(0, HOP_SAMPLES, LANES):
         _load_hops(samples, start, scratch, first)
     start += HOP_SAMPLES * LANES
@@ -178,7 +183,7 @@ def _load_batch(samples: Any, start: int, scratch: Any) -> None:
 
 @compiled
 def _compute_batch(scratch: Any, tables: Any, window: Any, frames: Any, frame_at: int, bin_count: int) -> None:
-    """16 frames, of the samples that `_load_batch` has put into scratch; the first goes to `frame_at` of `frames`."""
+    """8 frames, of the samples that `_load_batch` has put into scratch; the first goes to `frame_at` of `frames`."""
     places, factors, weights, filters = tables
     for p in range(25):
         _first_pass(scratch, places, window, factors, p)
@@ -198,7 +203,7 @@ def _compute_batch(scratch: Any, tables: Any, window: Any, frames: Any, frame_at
 def _compute(samples: Any, frames: Any, bin_count: int, window: Any, tables: Any, scratch: Any, few: Any) -> None:
     """All frames: `samples` as `MelEngine.compute` has them, `frames` with its rows in one.
 
-    The last batch is the last 16 frames, some of them for the second time. Fewer than 16 go through the arrays `few`,
+    The last batch is the last 8 frames, some of them for the second time. Fewer than 8 go through the arrays `few`,
     in which the other lanes have what was there.
     """
     frame_count = frames.size // bin_count
@@ -219,13 +224,13 @@ def _compute(samples: Any, frames: Any, bin_count: int, window: Any, tables: Any
         done = first + LANES
 
 
-def _make_factors() -> npt.NDArray[np.float32]:
+def _make_factors() -> npt.NDArray[np.float64]:
     """Pairs exp(-2 pi i x), x = p j / 200 for p < 25, 0 < j < 8, p j / 25 for p < 5, 0 < j < 5, k / 400, k <= 200."""
     first = np.outer(np.arange(25), np.arange(1, 8)).ravel() / _COMPLEX
     second = np.outer(np.arange(5), np.arange(1, 5)).ravel() / 25
     split = np.arange(SPECTRUM_BINS) / FFT_SAMPLES
-    factors = np.exp(-2j * np.pi * np.concatenate([first, second, split]))
-    return np.ascontiguousarray(factors).view(np.float64).astype(np.float32)
+    angles = -2 * np.pi * np.concatenate([first, second, split])
+    return np.stack([np.cos(angles), np.sin(angles)], axis=1).ravel()
 
 
 def _make_tables(bin_count: int) -> tuple[npt.NDArray[Any], ...]:
@@ -243,14 +248,17 @@ def _make_tables(bin_count: int) -> tuple[npt.NDArray[Any], ...]:
         assert int(bins[-1]) - first == count - 1, "a triangle has no gaps"
         filters += [len(weights), first, count]
         weights += [float(weight) / 4 for weight in row[bins]]
-    return places.astype(np.int64), _make_factors(), np.array(weights, np.float32), np.array(filters, np.int64)
+    return places.astype(np.int64), _make_factors(), np.array(weights), np.array(filters, np.int64)
 
 
 class _Scratch(threading.local):
     """One thread's memory for a call: made once, 75 KB."""
 
     def __init__(self) -> None:
-        self.floats = np.zeros(_SCRATCH_FLOATS, np.float32)
+        # From a cache line's beginning on, so that the vectors of the transform are each in one.
+        memory = np.zeros(_SCRATCH_NUMBERS + _LINE_NUMBERS)
+        first = -memory.ctypes.data % CACHE_LINE_BYTES // memory.itemsize
+        self.numbers = memory[first : first + _SCRATCH_NUMBERS]
         few_frames = np.zeros(LANES * max(MEL_BINS), np.float32)
         few_samples = np.zeros(_BATCH_SAMPLES, np.float32), np.zeros(_BATCH_SAMPLES, np.int16)
         self.few = {samples.dtype: (samples, few_frames) for samples in few_samples}
@@ -264,9 +272,9 @@ class CpuEngine:
         self.bin_count = bin_count
         self.frame_count_max = FRAMES_PER_CALL_MAX
         self._tables = _make_tables(bin_count)
-        window = hann_window().astype(np.float32)
         # A power of two as the scale: int16 gives what the same samples in float32 give, to the bit.
-        self._windows = {np.dtype(np.float32): window, np.dtype(np.int16): window * np.float32(INT16_SCALE)}
+        window = hann_window().copy()  # compiled for arrays that are not read-only
+        self._windows = {np.dtype(np.float32): window, np.dtype(np.int16): window * INT16_SCALE}
         self._scratch = _Scratch()
         frames = np.zeros((1, bin_count), np.float32)
         self._compute(np.zeros(FFT_SAMPLES, np.float32), frames)
@@ -289,7 +297,7 @@ class CpuEngine:
             self.bin_count,
             self._windows[kind],
             self._tables,
-            scratch.floats,
+            scratch.numbers,
             scratch.few[kind],
         )
 

@@ -1,9 +1,9 @@
-"""Vectors in compiled code: one lane for each of 16 frames, so that nothing is ever summed across lanes.
+"""Vectors in compiled code: one lane for each of 8 frames, so that nothing is ever summed across lanes.
 
 Numba has no type for a vector, and whether LLVM makes vectors of a loop over frames hangs on what it can prove of the
 arrays. So nothing is left to be found out: `backends.mel.transform` is run with a `Vector` for each number while the
 caller is compiled by config.compilation, and each operation writes the one LLVM instruction that does it in all lanes.
-LLVM allots the registers: one of 512 bits for a vector, two of 256, four of 128 (NEON). `backends.mel.cpu` uses this.
+LLVM allots the registers: one of 512 bits for 8 float64, two of 256, four of 128 (NEON). `backends.mel.cpu` uses this.
 """
 
 from __future__ import annotations
@@ -16,21 +16,22 @@ from config.compilation import intrinsic, ir, types
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-LANES = 16
+LANES = 8
 
-_FLOAT = ir.FloatType()
 _INT16 = ir.IntType(16)
 _INT32 = ir.IntType(32)
 _INT64 = ir.IntType(64)
-_FLOATS = ir.VectorType(_FLOAT, LANES)
 _INT16S = ir.VectorType(_INT16, LANES)
 _INT32S = ir.VectorType(_INT32, LANES)
-_SQRT_HALF_BITS = 0x3F3504F3
+_FLOAT32S = ir.VectorType(ir.FloatType(), LANES)
+_FLOAT64S = ir.VectorType(ir.DoubleType(), LANES)
+_MULTIPLY_ADD = {_FLOAT32S: f"llvm.fmuladd.v{LANES}f32", _FLOAT64S: f"llvm.fmuladd.v{LANES}f64"}
+_SQRT_HALF_BITS = 0x3F3504F3  # of a float32
 _FRACTION_BITS = 23
 
 
 class Vector:
-    """LANES float32 values of a function that is being compiled."""
+    """LANES numbers, all float64 or all float32, of a function that is being compiled."""
 
     __slots__ = ("builder", "value")
 
@@ -48,29 +49,43 @@ class Vector:
         return Vector(self.builder, self.builder.fneg(self.value))
 
     def __mul__(self, other: Vector | float) -> Vector:
-        return Vector(self.builder, self.builder.fmul(self.value, _in_all_lanes(other)))
+        return Vector(self.builder, self.builder.fmul(self.value, self._in_all_lanes(other)))
 
     def times_plus(self, factor: Vector | float, summand: Vector | float) -> Vector:
         """The value * factor + summand, rounded once where the processor can: that hangs on it alone, for all lanes."""
-        arguments = [self.value, _in_all_lanes(factor), _in_all_lanes(summand)]
-        return Vector(self.builder, self.builder.call(_multiply_add(self.builder.module), arguments))
+        kind = self.value.type
+        name, module = _MULTIPLY_ADD[kind], self.builder.module
+        function = module.globals.get(name) or ir.Function(module, ir.FunctionType(kind, [kind] * 3), name)
+        arguments = [self.value, self._in_all_lanes(factor), self._in_all_lanes(summand)]
+        return Vector(self.builder, self.builder.call(function, arguments))
 
     def at_least(self, least: float) -> Vector:
         """The larger one, of values that are no NaN."""
-        bound = _in_all_lanes(least)
+        bound = self._in_all_lanes(least)
         above = self.builder.fcmp_ordered(">", self.value, bound)
         return Vector(self.builder, self.builder.select(above, self.value, bound))
 
+    def narrowed(self) -> Vector:
+        """The nearest float32 of each float64."""
+        return Vector(self.builder, self.builder.fptrunc(self.value, _FLOAT32S))
+
+    def widened(self) -> Vector:
+        """The float64 of each float32."""
+        return Vector(self.builder, self.builder.fpext(self.value, _FLOAT64S))
+
     def exponent_and_fraction(self) -> tuple[Vector, Vector]:
-        """(e, f) with self = 2 ** e * (1 + f) and 1 + f in [sqrt(1/2), sqrt(2)), of normal values above 0."""
+        """(e, f) with value = 2 ** e * (1 + f) and 1 + f in [sqrt(1/2), sqrt(2)), of normal float32 above 0."""
         builder = self.builder
         bits = builder.bitcast(self.value, _INT32S)
         above = builder.sub(bits, ir.Constant(_INT32S, [_SQRT_HALF_BITS] * LANES))
         exponent = builder.ashr(above, ir.Constant(_INT32S, [_FRACTION_BITS] * LANES))
         scale = builder.shl(exponent, ir.Constant(_INT32S, [_FRACTION_BITS] * LANES))
-        scaled = builder.bitcast(builder.sub(bits, scale), _FLOATS)
-        fraction = builder.fsub(scaled, _in_all_lanes(1.0))
-        return Vector(builder, builder.sitofp(exponent, _FLOATS)), Vector(builder, fraction)
+        scaled = builder.bitcast(builder.sub(bits, scale), _FLOAT32S)
+        fraction = builder.fsub(scaled, self._in_all_lanes(1.0))
+        return Vector(builder, builder.sitofp(exponent, _FLOAT32S)), Vector(builder, fraction)
+
+    def _in_all_lanes(self, number: Vector | float) -> Any:
+        return number.value if isinstance(number, Vector) else ir.Constant(self.value.type, [float(number)] * LANES)
 
 
 class Index:
@@ -104,20 +119,20 @@ class Memory:
         self.pointer = pointer
 
     def load(self, index: Index | int) -> Vector:
-        """LANES neighbours of a float32 array."""
-        return Vector(self.builder, self.builder.load(self._at(index, _FLOATS), align=4))
+        """LANES neighbours of a float64 array."""
+        return Vector(self.builder, self.builder.load(self._at(index, _FLOAT64S), align=8))
 
     def load_samples(self, index: Index | int) -> Vector:
-        """LANES neighbours of a float32 or int16 array."""
+        """LANES neighbours of a float32 or int16 array, as float32."""
         if self.pointer.type.pointee != _INT16:
-            return self.load(index)
+            return Vector(self.builder, self.builder.load(self._at(index, _FLOAT32S), align=4))
         integers = self.builder.load(self._at(index, _INT16S), align=2)
-        return Vector(self.builder, self.builder.sitofp(integers, _FLOATS))
+        return Vector(self.builder, self.builder.sitofp(integers, _FLOAT32S))
 
     def load_same(self, index: Index | int) -> Vector:
-        """One element of a float32 array, in all lanes."""
-        undefined = ir.Constant(_FLOATS, ir.Undefined)
-        element = self.builder.load(self._at(index, _FLOAT))
+        """One element of a float64 array, in all lanes."""
+        undefined = ir.Constant(_FLOAT64S, ir.Undefined)
+        element = self.builder.load(self._at(index, _FLOAT64S.element))
         first = self.builder.insert_element(undefined, element, ir.Constant(_INT32, 0))
         return Vector(self.builder, self.builder.shuffle_vector(first, undefined, ir.Constant(_INT32S, [0] * LANES)))
 
@@ -126,8 +141,9 @@ class Memory:
         return Index(self.builder, self.builder.load(self._at(index, _INT64)))
 
     def store(self, index: Index | int, vector: Vector) -> None:
-        """Overwrite LANES neighbours of a float32 array."""
-        self.builder.store(vector.value, self._at(index, _FLOATS), align=4)
+        """Overwrite LANES neighbours of an array of the vector's type."""
+        align = 8 if vector.value.type == _FLOAT64S else 4
+        self.builder.store(vector.value, self._at(index, vector.value.type), align=align)
 
     def _at(self, index: Index | int, kind: Any) -> Any:
         return self.builder.bitcast(self.builder.gep(self.pointer, [_integer(index)]), kind.as_pointer())
@@ -192,7 +208,7 @@ def weighted_sum(values: Memory, first: Index, weights: Memory, weight_first: In
     before, loop, behind = builder.block, builder.append_basic_block("sum"), builder.append_basic_block("summed")
     builder.cbranch(builder.icmp_signed(">", count.value, _integer(1)), loop, behind)
     builder.position_at_end(loop)
-    step, sum_before = Index(builder, builder.phi(_INT64)), Vector(builder, builder.phi(_FLOATS))
+    step, sum_before = Index(builder, builder.phi(_INT64)), Vector(builder, builder.phi(_FLOAT64S))
     term = values.load(step * LANES + first)
     sum_behind, step_next = term.times_plus(weights.load_same(step + weight_first), sum_before), step + 1
     step.value.add_incoming(_integer(1), before)
@@ -201,7 +217,7 @@ def weighted_sum(values: Memory, first: Index, weights: Memory, weight_first: In
     sum_before.value.add_incoming(sum_behind.value, loop)
     builder.cbranch(builder.icmp_signed("<", step_next.value, count.value), loop, behind)
     builder.position_at_end(behind)
-    total = builder.phi(_FLOATS)
+    total = builder.phi(_FLOAT64S)
     total.add_incoming(begun.value, before)
     total.add_incoming(sum_behind.value, loop)
     return Vector(builder, total)
@@ -209,12 +225,3 @@ def weighted_sum(values: Memory, first: Index, weights: Memory, weight_first: In
 
 def _integer(number: Index | int) -> Any:
     return number.value if isinstance(number, Index) else ir.Constant(_INT64, number)
-
-
-def _in_all_lanes(number: Vector | float) -> Any:
-    return number.value if isinstance(number, Vector) else ir.Constant(_FLOATS, [float(number)] * LANES)
-
-
-def _multiply_add(module: Any) -> Any:
-    name = f"llvm.fmuladd.v{LANES}f32"
-    return module.globals.get(name) or ir.Function(module, ir.FunctionType(_FLOATS, [_FLOATS] * 3), name)
