@@ -30,7 +30,8 @@ def draw_memory(results: list[dict[str, Any]], file: Path) -> None:
         curve = result["rounds"][0]["daemon"]["server"]["memory_curve"]
         label = f"{result['streams']} streams at a time, {result['sockets']}"
         axis.plot([count / 1e6 for count, _ in curve], [kib / 1024 for _, kib in curve], label=label)
-    axis.set(xlabel="tokens relayed by one process, millions", ylabel="VmRSS, MB", ylim=(0, None))
+    axis.set(xlabel="tokens relayed by one process, millions", ylabel="VmRSS, MB")
+    axis.set_ylim(0, 1.2 * axis.get_ylim()[1])  # a flat line is to be seen
     axis.grid(visible=True, alpha=0.3)
     axis.legend()
     figure.tight_layout()
