@@ -36,6 +36,13 @@ class Row(NamedTuple):
     run: Callable[[], object]
 
 
+def _is_installed(library: str) -> bool:
+    try:
+        return importlib.util.find_spec(library) is not None
+    except ValueError:  # forbidden by a None in sys.modules
+        return False
+
+
 def _our_rows(samples: Any) -> list[Row]:  # noqa: ANN401  (float32 [n])
     numpy: Any = importlib.import_module("numpy")
     cpu: Any = importlib.import_module("backends.mel.cpu")
@@ -68,18 +75,18 @@ def _our_rows(samples: Any) -> list[Row]:  # noqa: ANN401  (float32 [n])
 def _their_rows(samples: Any) -> list[Row]:  # noqa: ANN401
     numpy: Any = importlib.import_module("numpy")
     rows: list[Row] = []
-    if importlib.util.find_spec("scipy") is not None:
+    if _is_installed("scipy"):
         fft: Any = importlib.import_module("scipy.fft")
         pieces = numpy.ascontiguousarray(numpy.lib.stride_tricks.sliding_window_view(samples, 400)[::160])
         doubles = pieces.astype(numpy.float64)
         rows.append(Row("scipy: the transforms alone, float32", partial(fft.rfft, pieces)))
         rows.append(Row("scipy: the transforms alone, float64", partial(fft.rfft, doubles)))
         rows.append(Row("numpy: the transforms alone, float64", partial(numpy.fft.rfft, doubles)))
-    if importlib.util.find_spec("librosa") is not None:
+    if _is_installed("librosa"):
         feature: Any = importlib.import_module("librosa").feature
         asked = {"sr": 16_000, "n_fft": 400, "hop_length": 160, "n_mels": 80, "pad_mode": "reflect"}
         rows.append(Row(LIBROSA, partial(feature.melspectrogram, y=samples, **asked)))
-    if importlib.util.find_spec("transformers") is not None:
+    if _is_installed("transformers"):
         extractor: Any = importlib.import_module("transformers").WhisperFeatureExtractor(feature_size=80)
         wanted = {"sampling_rate": 16_000, "return_tensors": "np", "padding": "longest"}
         rows.append(Row(TRANSFORMERS, partial(extractor, samples, **wanted)))
@@ -124,7 +131,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     numpy: Any = importlib.import_module("numpy")
     print(f"Python {platform.python_version()}, numpy {numpy.__version__}, core {given.core}, {given.rounds} rounds")
     for library in ("scipy", "librosa", "transformers"):
-        if importlib.util.find_spec(library) is None:
+        if not _is_installed(library):
             print(f"{library} is not installed: left out")
     reached = True
     for seconds in given.seconds:
