@@ -9,8 +9,10 @@ cache does not notice that a callee or a constant in another file has changed.
 from __future__ import annotations
 
 import hashlib
+import importlib
 import importlib.metadata
 import os
+import re
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
@@ -130,10 +132,54 @@ def foreign(symbol: str, result: Any, *arguments: Any) -> Any:
     return types.ExternalFunction(symbol, result(*arguments))
 
 
+def cuda() -> Any:
+    """Numba's CUDA target, or its simulator where NUMBA_ENABLE_CUDASIM=1; imported only when this is called.
+
+    With the package numba-cuda installed (the extra `gpu`), `numba.cuda` is that package.
+    """
+    return importlib.import_module("numba.cuda")
+
+
+def cuda_is_simulated() -> bool:
+    """Whether CUDA kernels run as Python threads."""
+    return bool(numba.config.ENABLE_CUDASIM)  # type: ignore[attr-defined]
+
+
+def cuda_function(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A function that CUDA kernels call. Inlined, or its arrays would be memory instead of registers."""
+    if cuda_is_simulated():
+        return cast("Callable[..., Any]", cuda().jit(device=True)(function))
+    return cast("Callable[..., Any]", cuda().jit(device=True, fastmath=True, forceinline=True)(function))
+
+
+def cuda_version() -> str:
+    """The compiler's version: numba-cuda's where that is installed, else Numba's."""
+    return f"{cuda().__file__} {getattr(cuda(), '__version__', numba.__version__)}"
+
+
+def cuda_kernel(function: Callable[..., Any]) -> Any:
+    """A kernel for Numba to launch: the simulator's way. A device's way is `cuda_ptx`."""
+    return cuda().jit(function, fastmath=True)
+
+
+def cuda_ptx(function: Callable[..., Any], arguments: tuple[Any, ...], capability: tuple[int, int]) -> tuple[str, str]:
+    """A kernel as PTX for a compute capability, and its name in it. Needs no device, but the compiler's libraries."""
+    ptx, _ = cuda().compile_ptx(function, arguments, fastmath=True, cc=capability)
+    found = re.search(r"\.entry\s+([\w$]+)", ptx)
+    assert found is not None, "the compiler made no kernel"
+    return ptx, found[1]
+
+
 __all__ = [
     "JIT_DISABLED",
     "cache_directory",
     "compiled",
+    "cuda",
+    "cuda_function",
+    "cuda_is_simulated",
+    "cuda_kernel",
+    "cuda_ptx",
+    "cuda_version",
     "foreign",
     "from_dtype",
     "inlined",

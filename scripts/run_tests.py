@@ -42,7 +42,7 @@ class Part:
 
 
 PARTS = {
-    "fast": Part("tests that share the machine", f"not ({ALONE})"),
+    "fast": Part("tests that share the machine", f"not ({ALONE} or cudasim)"),
     "rest": Part(
         "tests that need the machine alone, and those with Apache, a browser, proxies, a real upstream",
         ALONE,
@@ -54,12 +54,13 @@ PARTS = {
         options=("-W", "error::RuntimeWarning"),
         environment={"NUMBA_DISABLE_JIT": "1"},
     ),
+    "cudasim": Part("the CUDA kernels in Numba's simulator", "cudasim", environment={"NUMBA_ENABLE_CUDASIM": "1"}),
     "bounds": Part(
         "the plane compiled with bounds checks",
         "plane",
         environment={"NUMBA_BOUNDSCHECK": "1", "STREAMING_DAEMON_CACHE_DIR": str(ROOT / ".cache" / "bounds-checked")},
     ),
-    "oldest": Part("unit tests on the oldest Python", f"not (simulation or {ALONE})", oldest_python=True),
+    "oldest": Part("unit tests on the oldest Python", f"not (simulation or cudasim or {ALONE})", oldest_python=True),
 }
 
 
