@@ -289,6 +289,8 @@ class CpuEngine:
         """Nothing is held but memory."""
 
     def _compute(self, samples: Samples, frames: Frames) -> None:
+        if not samples.flags.behaved:  # read-only or unaligned: a type of its own to Numba, which would compile again
+            samples = samples.copy()
         kind = samples.dtype
         scratch = self._scratch
         _compute(

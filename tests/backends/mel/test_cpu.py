@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from backends.mel import transform
+from backends.mel import cpu, transform
 from backends.mel.cpu import FRAMES_PER_CALL_MAX, CpuEngine
 from backends.mel.engine import SAMPLE_MAX
 from backends.mel.reference import amplitudes, raw_frames, reflected
@@ -196,6 +196,20 @@ def test_a_call_is_held_to_its_contract() -> None:
     for given_samples, given_frames in wrong:
         with pytest.raises(AssertionError):
             engine.compute(given_samples, given_frames)
+
+
+def test_nothing_is_compiled_once_an_engine_is_made() -> None:
+    dispatcher: Any = cpu._compute  # pyright: ignore[reportPrivateUsage]
+    engines = [CpuEngine(bin_count) for bin_count in MEL_BINS]
+    compiled = len(dispatcher.signatures)
+    assert compiled == 2
+    unaligned = np.frombuffer(bytes(2 * FFT_SAMPLES + 1), np.int16, offset=1)
+    read_only = np.frombuffer(bytes(4 * FFT_SAMPLES), np.float32)
+    for engine in engines:
+        for samples in (unaligned, read_only, np.zeros(FFT_SAMPLES, np.float32)):
+            engine.compute(samples, np.zeros((1, engine.bin_count), np.float32))
+        engine.compute(np.zeros(2 * FFT_SAMPLES, np.int16)[160:560], np.zeros((3, engine.bin_count), np.float32)[1:2])
+    assert len(dispatcher.signatures) == compiled
 
 
 def test_whisper_has_no_other_number_of_bins() -> None:

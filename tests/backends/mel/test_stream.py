@@ -213,6 +213,7 @@ def test_results_belong_to_whoever_gets_them() -> None:
         assert np.array_equal(first, kept)
 
 
+@pytest.mark.serial
 @pytest.mark.parametrize("normalisation", NORMALISATIONS)
 def test_ten_hours_need_no_more_memory_than_ten_seconds(normalisation: Normalisation) -> None:
     second = _sixteen_bits(SOUNDS["speech"]())[:16_000]
