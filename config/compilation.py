@@ -132,6 +132,16 @@ def foreign(symbol: str, result: Any, *arguments: Any) -> Any:
     return types.ExternalFunction(symbol, result(*arguments))
 
 
+def vector_bits() -> int:
+    """How wide vectors of compiled code had best be: 512 where the processor, or NUMBA_CPU_NAME, has AVX-512, else 256.
+
+    Part of the key of Numba's cache, as the processor is.
+    """
+    registry: Any = importlib.import_module("numba.core.registry")
+    _, name, features = registry.cpu_target.target_context.codegen().magic_tuple()
+    return 512 if name == "x86-64-v4" or "+avx512f" in str(features).split(",") else 256
+
+
 def cuda() -> Any:
     """Numba's CUDA target, or its simulator where NUMBA_ENABLE_CUDASIM=1; imported only when this is called.
 
@@ -187,4 +197,5 @@ __all__ = [
     "ir",
     "overload",
     "types",
+    "vector_bits",
 ]

@@ -2,7 +2,7 @@
 
 A Fourier transform of 400 real samples is one of 200 complex numbers, even samples real and odd ones imaginary, whose
 result is split; and 200 = 8 * 5 * 5. Each function below is one step of it, without loops or memory: those are
-`backends.mel.cpu`'s. Part of what config.compilation compiles, so that a change here is part of its cache's key.
+`backends.mel.batch`'s. Part of what config.compilation compiles, so that a change here is part of its cache's key.
 
 Sources: J. W. Cooley and J. W. Tukey, An algorithm for the machine calculation of complex Fourier series (1965), for
 the factors; W. H. Press et al., Numerical Recipes in C, section 12.3, for the split; S. L. Moshier, Cephes, logf.c, for

@@ -1,9 +1,9 @@
-"""Vectors in compiled code: one lane for each of 8 frames, so that nothing is ever summed across lanes.
+"""Vectors in compiled code: one lane for each of several frames, so that nothing is ever summed across lanes.
 
 Numba has no type for a vector, and whether LLVM makes vectors of a loop over frames hangs on what it can prove of the
 arrays. So nothing is left to be found out: `backends.mel.transform` is run with a `Vector` for each number while the
 caller is compiled by config.compilation, and each operation writes the one LLVM instruction that does it in all lanes.
-LLVM allots the registers: one of 512 bits for 8 float64, two of 256, four of 128 (NEON). `backends.mel.cpu` uses this.
+LLVM allots the registers, several for a vector where they are narrower. `backends.mel.batch` uses this.
 """
 
 from __future__ import annotations
@@ -11,12 +11,14 @@ from __future__ import annotations
 import inspect
 from typing import TYPE_CHECKING, Any
 
-from config.compilation import intrinsic, ir, types
+from config.compilation import intrinsic, ir, types, vector_bits
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-LANES = 8
+# One register of 512 bits or of 256: 8 lanes in pairs of the latter are 10 % slower, since too few registers are left.
+# Of narrower ones (NEON's) two. LANES must divide the 160 samples of a hop and the 80 bins of a frame.
+LANES = 8 if vector_bits() == 512 else 4
 
 _INT16 = ir.IntType(16)
 _INT32 = ir.IntType(32)

@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import os
+import platform
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pytest
 
-from backends.mel import cpu, transform
+from backends.mel import batch, transform
 from backends.mel.cpu import FRAMES_PER_CALL_MAX, CpuEngine
 from backends.mel.engine import SAMPLE_MAX
 from backends.mel.reference import amplitudes, raw_frames, reflected
 from backends.mel.spec import FFT_SAMPLES, HOP_SAMPLES, MEL_BINS
 from tests.backends.mel.signals import SOUNDS
 
+ROOT = Path(__file__).resolve().parents[3]
 # Of a logarithm in float32 in [-10, 15]. Asked for are 1e-4, and that only 6 decades down.
 TOLERANCE = 2e-6
 Floats = npt.NDArray[np.float64]
@@ -198,8 +204,33 @@ def test_a_call_is_held_to_its_contract() -> None:
             engine.compute(given_samples, given_frames)
 
 
+OTHER_PROCESSORS = ["generic", *(["x86-64-v3"] if platform.machine() == "x86_64" else [])]
+
+
+@pytest.mark.parametrize("processor", OTHER_PROCESSORS)
+def test_processors_with_narrower_registers_compute_the_same(processor: str, tmp_path: Path) -> None:
+    program = """
+import sys
+import numpy as np
+from backends.mel.cpu import CpuEngine
+from backends.mel.vectors import LANES
+assert LANES == 4
+samples, frames = np.load(sys.argv[1]), np.zeros((203, 128), np.float32)
+CpuEngine(128).compute(samples, frames)
+np.save(sys.argv[2], frames)
+"""
+    samples = np.random.default_rng(8).standard_normal(FFT_SAMPLES + HOP_SAMPLES * 202).astype(np.float32)
+    np.save(tmp_path / "samples.npy", samples)
+    environment = {name: value for name, value in os.environ.items() if name != "NUMBA_CACHE_DIR"}
+    # A cache of its own: each processor is compiled for, as it would be by a first start.
+    asked = {"NUMBA_CPU_NAME": processor, "NUMBA_CPU_FEATURES": "", "STREAMING_DAEMON_CACHE_DIR": str(tmp_path)}
+    command = [sys.executable, "-c", program, str(tmp_path / "samples.npy"), str(tmp_path / "frames.npy")]
+    subprocess.run(command, cwd=ROOT, env=environment | asked, check=True, timeout=100)
+    assert_close(np.load(tmp_path / "frames.npy"), raw_frames(samples.astype(np.float64), 128))
+
+
 def test_nothing_is_compiled_once_an_engine_is_made() -> None:
-    dispatcher: Any = cpu._compute  # pyright: ignore[reportPrivateUsage]
+    dispatcher: Any = batch.compute
     engines = [CpuEngine(bin_count) for bin_count in MEL_BINS]
     compiled = len(dispatcher.signatures)
     assert compiled == 2
