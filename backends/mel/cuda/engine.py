@@ -55,13 +55,13 @@ class Place:
         """The most frames of one call."""
         return self._engine.frame_count_max
 
-    def compute(self, samples: Samples, frames: Frames) -> None:
-        """As `MelEngine.compute`; on this thread where the device is idle."""
+    def compute(self, samples: Samples, frames: Frames, *, pinned: bool = False) -> None:
+        """As `MelEngine.compute`; on this thread where the device is idle. `pinned` as `submit` has it."""
         check_call(samples, frames, self.bin_count, self.frame_count_max)
-        job = Job(samples, frames)
+        job = Job(samples, frames, pinned=pinned)
         if self._worker is None or not self._worker.compute_here(job):
             self._submit(job)
-            job.wait()
+        job.wait()
 
     def submit(
         self,

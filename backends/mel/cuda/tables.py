@@ -14,18 +14,16 @@ if TYPE_CHECKING:
 
 COLUMNS = 20
 LAST_BIN = 199  # the powers of bins 0 and 200 are not computed
-COLUMN_WORDS = 40  # 20 of the window, 9 twiddles, 2 unused
+COLUMN_WORDS = 18  # 9 twiddles
 
 
 def column_table() -> npt.NDArray[np.float32]:
-    """For each column c of the FFT, float32 [20, 40]: hann[c + 20 j], then exp(-2 pi i c k / 400) for rows k 1 to 9."""
-    window = spec.hann_window()
+    """For each column c of the FFT, float32 [20, 18]: exp(-2 pi i c k / 400) for rows k 1 to 9."""
     table = np.zeros((COLUMNS, COLUMN_WORDS), np.float32)
     for column in range(COLUMNS):
-        table[column, :20] = window[column::COLUMNS]
         angles = -2 * np.pi * column * np.arange(1, 10) / spec.FFT_SAMPLES
-        table[column, 20:38:2] = np.cos(angles)
-        table[column, 21:38:2] = np.sin(angles)
+        table[column, 0::2] = np.cos(angles)
+        table[column, 1::2] = np.sin(angles)
     return table
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from backends.mel.cuda.device import DeviceError
-from backends.mel.cuda.slots import Load, Slot
+from backends.mel.cuda.slots import STAGING_BYTES, Load, Slot
 from backends.mel.cuda.window import Window
 from backends.mel.engine import EngineError
 
@@ -74,6 +74,7 @@ class Worker:
         self._on_lost = on_lost
         self._window = Window(int(limits.window_ms * 1e6), int(limits.latency_budget_ms * 1e6))
         self._queue: deque[Job] = deque()
+        self._queued_bytes = 0
         self._changed = threading.Condition(threading.Lock())
         self._turn = threading.Lock()  # held by the thread that uses the device
         self._device: Device | None = None
@@ -102,12 +103,13 @@ class Worker:
                 raise Busy(f"{self._limits.jobs_max} chunks are waiting for {self.name}")
             job.submitted_ns = time.monotonic_ns()
             self._queue.append(job)
-            if len(self._queue) == 1:
+            self._queued_bytes += job.samples.nbytes
+            if len(self._queue) == 1 or self._is_full():
                 self._changed.notify()
         return True
 
     def compute_here(self, job: Job) -> bool:
-        """Do a job on the caller's thread, if the device is idle; false if it must be submitted.
+        """Do a job on the caller's thread, if the device is idle; false if it must be submitted. Wait for it then.
 
         Saves a lone stream the way to another thread and back, two wake-ups of tens of microseconds each.
         """
@@ -127,15 +129,14 @@ class Worker:
             self._window.observe(started_ns, time.monotonic_ns())
             self._count([job])
         except EngineError as error:
-            self._slots[0].jobs.clear()
-            self._fail(error, [])
-            return False
+            self._fail(error, self._slots[:1])  # finds another place for the job
+        else:
+            job.finish()
         finally:
             self._turn.release()
             if self._queue or self._lost:
                 with self._changed:
                     self._changed.notify()
-        job.finish()
         return True
 
     def close(self) -> None:
@@ -188,6 +189,7 @@ class Worker:
             jobs = [job for slot in slots for job in slot.jobs if not job.done()]
             jobs += self._queue
             self._queue.clear()
+            self._queued_bytes = 0
         self.counters.jobs_moved += len(jobs)
         self._on_lost(self, jobs, error)
 
@@ -229,7 +231,7 @@ class Worker:
     def _take(self, *, may_wait: bool) -> list[Job]:
         """Jobs for one launch; none when nothing is due, or only later and others are on their way."""
         with self._changed:
-            while self._queue and not self._closing:
+            while self._queue and not self._closing and not self._is_full():
                 now_ns = time.monotonic_ns()
                 due_ns = self._queue[0].submitted_ns + self._window.length_ns(now_ns)
                 if now_ns >= due_ns:
@@ -241,7 +243,16 @@ class Worker:
             load = Load()
             while self._queue and len(jobs) < self._limits.jobs_in_launch_max and load.add(self._queue[0]):
                 jobs.append(self._queue.popleft())
+                self._queued_bytes -= jobs[-1].samples.nbytes
         return jobs
+
+    def _is_full(self) -> bool:
+        """Whether a launch is waiting that no other job could join."""
+        return (
+            self._queue[0].pinned
+            or self._queued_bytes >= STAGING_BYTES
+            or len(self._queue) >= self._limits.jobs_in_launch_max
+        )
 
     def _count(self, jobs: list[Job]) -> None:
         counters = self.counters
