@@ -129,7 +129,6 @@ class OpenAIRelay(Relay):
         assert self._running is not None, "only an attempt that is on can be answered"
         self._has_answered = True
         self._model_answered = model
-        self._prepared = None
         self._shared.served(self._model)
         self._running.answered()
 
@@ -155,6 +154,7 @@ class OpenAIRelay(Relay):
         sent = options.models.get(prepared.model, prepared.model)
         body = prepared.encoded(sent, options.defaults)
         self._running = upstream.begin(now_s)
+        self._has_answered, self._model_answered = False, ""
         self._attempt_count += 1
         self._last_name = upstream.name
         return Attempt(
@@ -196,8 +196,6 @@ class OpenAIRelay(Relay):
         shared, retries = self._shared, self._shared.retries
         if self._verdicts[failed] is Verdict.FINAL or self._attempt_count >= retries.attempts_max:
             return None
-        if self._prepared is None:
-            return None  # a token came, so the client has had it, or is about to
         # A reload may have taken some of them away.
         candidates = [state for state in self._candidates if state in shared.upstreams.states]
         found = shared.upstreams.choose(candidates, self._verdicts, now_s)

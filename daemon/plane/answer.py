@@ -52,7 +52,9 @@ def answer_bytes(plane: Any, number: int, address: int, result: int) -> None:
     slot = int(connection.slot)
     relay = relay_of(plane, slot)
     assert relay.connection == number
-    if result <= 0:
+    # What comes on a kept connection before the request leaves is no answer to it, whatever it says.
+    is_unasked = connection.request_sent == 0 and not connection.in_flight & c.SEND_BIT and connection.flags & c.REUSED
+    if result <= 0 or is_unasked:
         _answer_over(plane, number, result)
         return
     connection.received_bytes += result

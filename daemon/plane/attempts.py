@@ -35,8 +35,10 @@ from daemon.plane.relay_table import (
     relay_of,
 )
 from daemon.plane.table import count, stream_of
+from daemon.plane.timers import TICK_NS, timer_set
 
 MILLISECOND_NS = 1_000_000
+CONNECT_RETRY_NS = 5 * TICK_NS
 _attempt_at = record_accessor(m.ATTEMPT_PAYLOAD)
 _endpoint_payload_at = record_accessor(m.ENDPOINT_PAYLOAD)
 
@@ -123,6 +125,8 @@ def _restart(relay: Any) -> None:
     relay.finish = relay.valid = relay.is_held = relay.model_bytes = 0
     relay.prompt_tokens = relay.completion_tokens = -1
     relay.malformed_before = relay.malformed
+    relay.is_answered = 0
+    relay.token_count = relay.first_token_ns = relay.last_token_ns = 0
 
 
 @inlined
@@ -133,20 +137,33 @@ def set_deadline(plane: Any, slot: int, timeout_ns: int) -> None:
         ready_push(plane, slot)
 
 
+@inlined
+def try_again(plane: Any, slot: int) -> None:
+    """Connecting could not go on, and may soon: the connect timeout bounds how often."""
+    relay = relay_of(plane, slot)
+    relay.wake_ns = plane.now_ns + CONNECT_RETRY_NS
+    timer_set(plane, slot, relay.wake_ns)
+
+
 @compiled
 def connect(plane: Any, slot: int, may_reuse: bool) -> None:
     """Give the stream a connection: one that is kept, or a fresh one."""
     relay = relay_of(plane, slot)
     if endpoint_of(plane, relay.endpoint).address_bytes == 0:
         fail(plane, slot, st.FAILURE_CONNECT, 0, 0)
-    elif may_reuse and c.reuse_connection(plane, slot, relay.endpoint) >= 0:
+        return
+    if may_reuse and c.reuse_connection(plane, slot, relay.endpoint) >= 0:
         relay.phase = HEAD
         set_deadline(plane, slot, relay.head_timeout_ns)
-    elif c.open_connection(plane, slot, relay.endpoint) >= 0:
+        return
+    if c.open_connection(plane, slot, relay.endpoint) < 0:
+        if not c.evict_idle(plane):
+            fail(plane, slot, st.FAILURE_NO_RESOURCES, 0, EMFILE)
+            return
+        try_again(plane, slot)
+    if relay.phase != CONNECTING:
         relay.phase = CONNECTING
         set_deadline(plane, slot, relay.connect_timeout_ns)
-    else:
-        fail(plane, slot, st.FAILURE_NO_RESOURCES, 0, EMFILE)
 
 
 @compiled

@@ -223,4 +223,6 @@ def _end(plane: Any, slot: int) -> None:
     stream.flags |= m.FLAG_ENDED
     observe(plane, HISTOGRAM_STREAM_DURATION, plane.now_ns - stream.accepted_ns)
     raise_control(plane, slot, CONTROL_ENDED)
+    if stream.reason != st.COMPLETE:
+        plane.tell_ns = plane.now_ns  # a thread may still work for it
     free_if_told(plane, slot)

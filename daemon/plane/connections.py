@@ -166,7 +166,8 @@ def release_connection(plane: Any, number: int, is_body_over: bool) -> None:
     connection = connection_of(plane, number)
     assert connection.state == BUSY
     whole = connection.request_sent == connection.request_bytes and not connection.in_flight & SEND_BIT
-    if not whole or not connection.flags & KEEPABLE or connection.flags & (UNTIL_CLOSE | SEND_FAILED):
+    # Something behind the answer would be taken for the next one.
+    if not whole or not connection.flags & KEEPABLE or connection.flags & (UNTIL_CLOSE | SEND_FAILED | MORE_TO_READ):
         abandon_connection(plane, number)
         return
     _detach(plane, number)
@@ -289,6 +290,20 @@ def finish_draining(plane: Any, number: int) -> None:
     """The rest of the answer has been read: the connection can serve another request."""
     _leave_draining(plane, number)
     enter_idle(plane, number)
+
+
+@compiled
+def evict_idle(plane: Any) -> bool:
+    """Close the connection that has been kept longest: a stream needs what it holds. False when none is kept."""
+    oldest = -1
+    for number in range(min(int(plane.endpoints_used), ENDPOINT_COUNT_MAX)):
+        last = int(endpoint_of(plane, number).idle_last)
+        if last >= 0 and (oldest < 0 or connection_of(plane, last).since_ns < connection_of(plane, oldest).since_ns):
+            oldest = last
+    if oldest < 0:
+        return False
+    abandon_connection(plane, oldest)
+    return True
 
 
 @compiled

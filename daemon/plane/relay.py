@@ -49,7 +49,7 @@ from daemon.plane.table import (
     count,
     stream_of,
 )
-from daemon.plane.timers import TICK_NS
+from daemon.plane.timers import TICK_NS, timer_set
 
 # `body_ended`
 BODY_CLEAN = 1
@@ -92,7 +92,8 @@ def _true_end(plane: Any, slot: int, address: int, byte_count: int) -> bool:
     if not relay.is_draining:
         if not _begin_output(plane, slot):
             return False
-        if relay.flags & m.AS_CONTENT or byte_count == 0:
+        is_too_large = byte_count > plane.block_bytes - INLINE_SHARE_BYTES  # comments may stand before it
+        if relay.flags & m.AS_CONTENT or byte_count == 0 or is_too_large:
             address, byte_count = plane.constants + DONE_EVENT_OFFSET, DONE_EVENT_BYTES
         if not room_for(plane, stream, byte_count + FRAMING_BYTES):
             return False
@@ -164,10 +165,6 @@ def _emit(plane: Any, slot: int, address: int, end: int, data: int) -> int:
     if by_address and (relay.large < 0 or address != assembly_address(plane, relay)):
         stream.paused |= FOR_LARGE
         return 0
-    needed = RESERVE_BYTES if by_address else end + RESERVE_BYTES
-    if not _begin_output(plane, slot) or not room_for(plane, stream, needed):
-        stream.paused |= FOR_ROOM
-        return 0
     source, byte_count = address, end
     _remember_model(plane, slot, data)
     if relay.flags & m.AS_CONTENT:
@@ -179,6 +176,11 @@ def _emit(plane: Any, slot: int, address: int, end: int, data: int) -> int:
         byte_count = CONTENT_START_BYTES + written
         copy_bytes(source + byte_count, plane.constants + CONTENT_END_OFFSET, CONTENT_END_BYTES)
         byte_count += CONTENT_END_BYTES
+    # Only now, as an event that cannot be written is no answer yet: somebody else can still be asked.
+    needed = RESERVE_BYTES if by_address else end + RESERVE_BYTES
+    if not _begin_output(plane, slot) or not room_for(plane, stream, needed):
+        stream.paused |= FOR_ROOM
+        return 0
     if by_address:
         if source != address:
             copy_bytes(address, source, byte_count)
@@ -360,6 +362,7 @@ def _work_off(plane: Any, slot: int) -> None:
             if not promote(plane, slot):
                 stream.paused |= FOR_LARGE
                 relay.wake_ns = plane.now_ns + TICK_NS
+                timer_set(plane, slot, relay.wake_ns)
                 return
         elif stream.paused & FOR_LARGE and used > 0:
             stream.paused &= ~FOR_LARGE  # the event lies at the front now, where it can be sent from

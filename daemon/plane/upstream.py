@@ -11,7 +11,7 @@ from config.compilation import compiled, inlined
 from daemon.plane import connections as c
 from daemon.plane import state as st
 from daemon.plane.answer import answer_bytes, grow
-from daemon.plane.attempts import set_deadline
+from daemon.plane.attempts import connect, set_deadline, try_again
 from daemon.plane.body import DONE, decode_body
 from daemon.plane.counters import STALE_COMPLETIONS
 from daemon.plane.entries import (
@@ -32,6 +32,7 @@ from daemon.plane.entries import (
 from daemon.plane.output import discard_output
 from daemon.plane.relay import advance
 from daemon.plane.relay_failure import (
+    CONNECTING,
     ERROR_BODY,
     HEAD,
     fail,
@@ -43,9 +44,7 @@ from daemon.plane.relay_table import (
 )
 from daemon.plane.table import count, stream_of
 from daemon.plane.tag import CONNECTION_CANCEL, CONNECTION_SOCKET, SEND, generation_of, kind_of, slot_of
-from daemon.plane.timers import TICK_NS, timer_set
 
-CONNECT_RETRY_NS = 5 * TICK_NS
 _SOCKET, _CONNECT, _SEND, _RECEIVE = range(4)
 
 
@@ -80,14 +79,17 @@ def complete_connection(plane: Any, tag: int, result: int, flags: int) -> None:
 @inlined
 def _socket_made(plane: Any, number: int, result: int) -> None:
     connection = connection_of(plane, number)
-    c.connection_ready(plane, number)
     if result >= 0:
         connection.fd = result
         if connection.state == c.OPENING:
             connection.state = c.CONNECTING
     elif connection.state == c.OPENING and result != -EINTR:
+        if (result == -EMFILE or result == -ENFILE) and c.evict_idle(plane):
+            try_again(plane, connection.slot)  # once what was kept is closed
+            return
         ours = result == -EMFILE or result == -ENFILE or result == -ENOMEM or result == -ENOBUFS
         fail(plane, connection.slot, st.FAILURE_NO_RESOURCES if ours else st.FAILURE_CONNECT, 0, -result)
+    c.connection_ready(plane, number)
 
 
 @inlined
@@ -105,8 +107,7 @@ def _connected(plane: Any, number: int, result: int) -> None:
         c.connection_ready(plane, number)
     elif result in (-EINTR, -EAGAIN, -EALREADY, -EINPROGRESS, -ENOMEM, -ENOBUFS, -ECANCELED):
         # A Unix socket whose backlog is full says EAGAIN: it has time until the connect timeout.
-        relay.wake_ns = plane.now_ns + CONNECT_RETRY_NS
-        timer_set(plane, slot, relay.wake_ns)
+        try_again(plane, slot)
     else:
         fail(plane, slot, st.FAILURE_CONNECT_TIMEOUT if result == -ETIMEDOUT else st.FAILURE_CONNECT, 0, -result)
 
@@ -171,6 +172,8 @@ def wake_reader(plane: Any, slot: int) -> None:
     relay = relay_of(plane, slot)
     number = int(relay.connection)
     if number < 0:
+        if relay.phase == CONNECTING:
+            connect(plane, slot, True)  # the table was full
         return
     if relay.phase == HEAD or relay.phase == ERROR_BODY:
         connection_of(plane, number).flags &= ~c.HELD_READING

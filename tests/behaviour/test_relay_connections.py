@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import resource
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -22,7 +24,6 @@ from tests.upstream import Fault, Framing, Gate, Plan, Upstream, Wait, openai_st
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
     from tests.upstream.plan import Step
 
@@ -217,3 +218,24 @@ def test_shutdown_lets_relayed_streams_finish_and_tells_those_that_cannot(kernel
         for client in queued:
             assert read_all(client).status == 503
         assert relay.daemon.process.wait(10) == 0
+
+
+def test_connections_that_are_kept_give_way_to_streams(relay: Relay) -> None:
+    gate = Gate()
+    kept = [relay.open(held(TOKENS, gate, 1), by="tcp")[0] for _ in range(20)]
+    gate.open()
+    for client in kept:
+        assert_complete(read_all(client), TOKENS)
+    relay.daemon.wait_idle()
+    soft, hard = resource.prlimit(relay.daemon.pid, resource.RLIMIT_NOFILE)
+    # Descriptors are numbered, and gaps are filled: room for what hands a client over, and for that client.
+    used = {int(path.name) for path in Path(f"/proc/{relay.daemon.pid}/fd").iterdir()}
+    limit = next(number for number in range(soft) if len(set(range(number)) - used) == 2)
+    resource.prlimit(relay.daemon.pid, resource.RLIMIT_NOFILE, (limit, hard))
+    try:
+        # Elsewhere, so that none of those that are kept serves.
+        begun = [relay.open(held(TOKENS, gate, 1), by="unix-none")[0] for _ in range(1)]
+        for client in begun:
+            assert_complete(read_all(client), TOKENS)
+    finally:
+        resource.prlimit(relay.daemon.pid, resource.RLIMIT_NOFILE, (soft, hard))

@@ -12,7 +12,18 @@ import pytest
 
 from tests.behaviour.daemon_process import Answer, read_all
 from tests.behaviour.relay_helpers import Relay, assert_complete, by, error_at_end, refusal, relaying
-from tests.upstream import After, Fault, Gate, Plan, Request, Upstream, error_event, openai_stream, unused_port
+from tests.upstream import (
+    After,
+    Fault,
+    Gate,
+    Plan,
+    Request,
+    Upstream,
+    delta,
+    error_event,
+    openai_stream,
+    unused_port,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -86,12 +97,16 @@ def asked(relay: Relay, model: str, *plans: Plan) -> tuple[Answer, list[Request]
     return answer, relay.upstream.requests()[before:], request_id
 
 
+_NO_UTF_8 = b'data: {"choices":[{"delta":{"content":"\xff"}}]}\n\n'
 FAILS_ONCE = {
     **{f"{status}": refusal(status) for status in (500, 502, 503, 504)},
     "reset before the head": Plan(fault=Fault.RESET, fault_in_head=True, fault_at=0),
     "cut in the head": Plan(fault=Fault.CUT, fault_in_head=True, fault_at=20),
     "cut before the first token": Plan(fault=Fault.CUT),
     "error object before the first token": Plan([error_event("overloaded")]),
+    "a token that is no UTF-8": Plan([_NO_UTF_8], fault=Fault.CUT),
+    # Tokens of the upstream's, but nothing that this client gets.
+    "thoughts": Plan([delta(reasoning_content="hm"), delta(reasoning_content="so")], fault=Fault.RESET),
     "html": Plan([b"<html>"], content_type="text/html"),
     "429": refusal(429),
 }
@@ -193,7 +208,7 @@ def test_the_breaker_opens_and_recovers(relay: Relay, transport: str) -> None:
     assert_complete(answer, TOKENS)
     assert relay.daemon.metric(state % "half_open") == 1
     assert_complete(asked(relay, model, FINE)[0], TOKENS)
-    assert relay.daemon.metric(state % "closed") == 1
+    relay.daemon.wait_for_metric(state % "closed", 1)
 
 
 def test_a_breaker_on_trial_lets_one_try(relay: Relay) -> None:

@@ -198,6 +198,14 @@ def test_giant_events_pass(relay: Relay, transport: str, style: str, size: int) 
 
 
 @pytest.mark.parametrize("transport", TRANSPORTS)
+def test_the_end_behind_many_comments_is_the_end(relay: Relay, transport: str) -> None:
+    # In one event with [DONE], which is larger than what is kept for a client at a time.
+    events = [*openai_stream(TOKENS, done=False), b": ping\n" * 4000 + DONE]
+    answer = relay.ask(Plan(events), by=transport, format="openai")
+    assert answer.body == b"".join(events[:-1]) + DONE
+
+
+@pytest.mark.parametrize("transport", TRANSPORTS)
 def test_an_event_beyond_the_limit_is_an_error(relay: Relay, transport: str) -> None:
     with relay.ends("upstream_error"):
         answer = relay.ask(Plan(openai_stream(["before", "x" * (EVENT_BYTES_MAX + 100_000), "after"])), by=transport)

@@ -119,11 +119,23 @@ def test_nobody_else_is_asked_once_the_client_has_content(kind: FailureKind) -> 
     assert active(one) == [0, 0]
 
 
-def test_nobody_else_is_asked_once_a_token_came() -> None:
+def test_nobody_else_is_asked_once_the_client_has_had_something() -> None:
     relay = opened(several(Clock(), upstream("a"), upstream("b", priority=1)))
     relay.first()
     relay.answered("m")
-    assert refused(relay, failure(FailureKind.CUT)).code == "upstream_disconnected"
+    assert refused(relay, failure(FailureKind.CUT, is_streaming=True)).code == "upstream_disconnected"
+
+
+def test_another_is_asked_while_tokens_came_that_are_not_for_the_client() -> None:
+    one = several(Clock(), upstream("a"), upstream("b", priority=1))
+    relay = opened(one)
+    relay.first()
+    relay.answered("thinks")
+    assert relay.failed(failure(FailureKind.CUT)).origin.name == "b"
+    assert active(one) == [0, 1]
+    relay.answered("n")
+    relay.ended(outcome())
+    assert active(one) == [0, 0]
 
 
 @pytest.mark.parametrize("status", [400, 401, 403, 404, 408, 409, 413, 422, 499, 501, 505])
