@@ -61,7 +61,7 @@ _UNUSUAL = m.CONTROL_TRUNCATED | m.EXTRA_DESCRIPTORS
 
 # What EXPIRED is answered with: the status before the first byte, and what is said then and later.
 _EXPIRED = {
-    st.QUEUE_TIMEOUT: (503, "no worker became free in time"),
+    st.QUEUE_TIMEOUT: (503, "its turn did not come in time"),
     st.FIRST_BYTE_TIMEOUT: (504, "the backend did not answer in time"),
     st.SILENCE_TIMEOUT: (504, "the backend fell silent"),
     st.STREAM_TIMEOUT: (504, "the stream took longer than is allowed"),

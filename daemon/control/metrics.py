@@ -49,6 +49,10 @@ PLANE_COUNTERS = (
     (counters.SENDS_BLOCKED, "sends_blocked", "Sends that a client's full socket did not take at once."),
     (counters.TURNS, "turns", "Turns of the data plane's loop."),
     (counters.BODY_BYTES, "body_bytes", "Bytes of uploads received."),
+    (counters.CONNECTIONS_OPENED, "upstream_connections_opened", "Connections made to upstreams by the data plane."),
+    (counters.CONNECTIONS_REUSED, "upstream_connections_reused", "Requests sent on a connection that had been kept."),
+    (counters.UPSTREAM_BYTES, "upstream_bytes", "Bytes received from upstreams."),
+    (counters.TOKENS, "tokens", "Events of upstreams that said something."),
 )
 
 
@@ -88,6 +92,8 @@ class DaemonCollector(Collector):
             ("queue_length", "Streams that wait for a worker.", self._queue_length()),
             ("slots_used", "Slots in use: streams, and handoffs being received or refused.",
              int(self._plane.counters[counters.SLOTS_USED])),
+            ("upstream_connections_idle", "Connections to upstreams that are kept for the next stream.",
+             int(self._plane.counters[counters.CONNECTIONS_IDLE])),
         ):  # fmt: skip
             yield GaugeMetricFamily(PREFIX + name, text, value=value)
         info = GaugeMetricFamily(PREFIX + "info", "What runs here.", labels=list(self._information))
