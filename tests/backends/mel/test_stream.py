@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +23,14 @@ if TYPE_CHECKING:
     from backends.mel.engine import Frames, Samples
 
 TOLERANCE = 2e-6  # asked for are 1e-4, and with no normalisation only 6 decades down
-ENGINES = {bin_count: CpuEngine(bin_count) for bin_count in MEL_BINS}
+
+
+@functools.cache
+def engine_of(bin_count: int) -> CpuEngine:
+    """Made when a test asks: this file is also collected where nothing is compiled."""
+    return CpuEngine(bin_count)
+
+
 HOUR_SAMPLES = 3600 * 16_000
 
 
@@ -37,7 +45,7 @@ class FewAtOnce:
     def compute(self, samples: Samples, frames: Frames) -> None:
         assert len(frames) <= self.frame_count_max
         self.calls += 1
-        ENGINES[80].compute(samples, frames)
+        engine_of(80).compute(samples, frames)
 
     def close(self) -> None:
         pass
@@ -52,7 +60,7 @@ def _streamed(stream: MelStream, chunks: list[npt.NDArray[Any]]) -> Frames:
 
 
 def _whole(samples: npt.NDArray[Any], normalisation: Normalisation, bin_count: int = 80) -> Frames:
-    return _streamed(MelStream(ENGINES[bin_count], normalisation, samples.dtype.type), [samples])
+    return _streamed(MelStream(engine_of(bin_count), normalisation, samples.dtype.type), [samples])
 
 
 def _sixteen_bits(sound: npt.NDArray[np.float32]) -> npt.NDArray[np.int16]:
@@ -101,7 +109,7 @@ def test_no_audio_has_no_frames_but_a_window_of_silence_for_whisper() -> None:
 
 
 def test_a_frame_leaves_as_soon_as_its_samples_are_there() -> None:
-    stream = MelStream(ENGINES[80], "none", np.int16)
+    stream = MelStream(engine_of(80), "none", np.int16)
     samples = _sixteen_bits(SOUNDS["noise"]())
     for count in range(1, 2001):
         frames = stream.push(samples[count - 1 : count])
@@ -129,7 +137,7 @@ def test_frames_do_not_depend_on_how_the_audio_was_cut(
     samples = np.random.default_rng(seed).integers(-20000, 20000, count).astype(sample_type)
     bounds = [0, *itertools.takewhile(lambda bound: bound < count, itertools.accumulate(sizes)), count]
     chunks = [samples[first:last] for first, last in itertools.pairwise(bounds)]
-    cut = _streamed(MelStream(ENGINES[bin_count], normalisation, sample_type), chunks)
+    cut = _streamed(MelStream(engine_of(bin_count), normalisation, sample_type), chunks)
     assert cut.tobytes() == _whole(samples, normalisation, bin_count).tobytes()
 
 
@@ -139,7 +147,7 @@ def test_windows_do_not_depend_on_how_the_audio_was_cut(sizes: list[int], seed: 
     count = 2 * WINDOW_SAMPLES + 12_345
     samples = np.random.default_rng(seed).integers(-20000, 20000, count).astype(np.int16)
     bounds = [0, *itertools.takewhile(lambda bound: bound < count, itertools.accumulate(itertools.cycle(sizes))), count]
-    stream = MelStream(ENGINES[80], "whisper", np.int16)
+    stream = MelStream(engine_of(80), "whisper", np.int16)
     cut = _streamed(stream, [samples[first:last] for first, last in itertools.pairwise(bounds)])
     windows = [samples[first : first + WINDOW_SAMPLES] for first in range(0, count, WINDOW_SAMPLES)]
     apart = np.concatenate([_whole(window, "whisper") for window in windows])
@@ -148,12 +156,12 @@ def test_windows_do_not_depend_on_how_the_audio_was_cut(sizes: list[int], seed: 
 
 
 def test_a_window_leaves_when_it_closes_and_an_exact_end_opens_no_other() -> None:
-    stream = MelStream(ENGINES[80], "whisper", np.int16)
+    stream = MelStream(engine_of(80), "whisper", np.int16)
     samples = _sixteen_bits(np.tile(SOUNDS["speech"](), 16))[: WINDOW_SAMPLES + 5]
     assert len(stream.push(samples[: WINDOW_SAMPLES - 1])) == 0
     assert len(stream.push(samples[WINDOW_SAMPLES - 1 : WINDOW_SAMPLES])) == WINDOW_FRAMES
     assert len(stream.finish()) == 0
-    stream = MelStream(ENGINES[80], "whisper", np.int16)
+    stream = MelStream(engine_of(80), "whisper", np.int16)
     assert len(stream.push(samples)) == WINDOW_FRAMES
     assert len(stream.finish()) == WINDOW_FRAMES
 
@@ -185,18 +193,18 @@ def test_samples_that_are_no_numbers_are_silence_and_counted(normalisation: Norm
         broken[index], mended[index] = value, instead
     broken[31_999], mended[31_999] = -np.finfo(np.float32).max, -SAMPLE_MAX
     given_before = broken.copy()
-    stream = MelStream(ENGINES[80], normalisation, np.float32)
+    stream = MelStream(engine_of(80), normalisation, np.float32)
     found = _streamed(stream, [broken])
     assert stream.repaired_count == 5
     assert np.array_equal(broken, given_before, equal_nan=True), "a chunk belongs to its sender"
     assert found.tobytes() == _whole(mended, normalisation).tobytes()
     np.testing.assert_allclose(found, features(broken, 80, normalisation), rtol=0, atol=TOLERANCE)
-    assert MelStream(ENGINES[80], normalisation, np.float32).repaired_count == 0
+    assert MelStream(engine_of(80), normalisation, np.float32).repaired_count == 0
 
 
 def test_loud_samples_are_computed_as_they_are() -> None:
     loud = (SOUNDS["speech"]() * 32768).astype(np.float32)
-    stream = MelStream(ENGINES[80], "none", np.float32)
+    stream = MelStream(engine_of(80), "none", np.float32)
     found = _streamed(stream, [loud])
     assert stream.repaired_count == 0
     np.testing.assert_allclose(found, features(loud, 80, "none"), rtol=0, atol=TOLERANCE)
@@ -205,7 +213,7 @@ def test_loud_samples_are_computed_as_they_are() -> None:
 def test_results_belong_to_whoever_gets_them() -> None:
     samples = _sixteen_bits(np.tile(SOUNDS["noise"](), 30))
     for normalisation in NORMALISATIONS:
-        stream = MelStream(ENGINES[80], normalisation, np.int16)
+        stream = MelStream(engine_of(80), normalisation, np.int16)
         first = stream.push(samples[:WINDOW_SAMPLES])
         kept = first.copy()
         stream.push(samples[WINDOW_SAMPLES:])
@@ -217,7 +225,7 @@ def test_results_belong_to_whoever_gets_them() -> None:
 @pytest.mark.parametrize("normalisation", NORMALISATIONS)
 def test_ten_hours_need_no_more_memory_than_ten_seconds(normalisation: Normalisation) -> None:
     second = _sixteen_bits(SOUNDS["speech"]())[:16_000]
-    stream = MelStream(ENGINES[80], normalisation, np.int16)
+    stream = MelStream(engine_of(80), normalisation, np.int16)
     buffers = stream.buffer_bytes
     assert buffers < 1_200_000
     for _ in range(100):
@@ -238,7 +246,7 @@ def _resident_kib() -> int:
 
 
 def test_what_is_no_audio_of_this_stream_is_refused() -> None:
-    stream = MelStream(ENGINES[80], "none", np.int16)
+    stream = MelStream(engine_of(80), "none", np.int16)
     for wrong in (np.zeros(5, np.float32), np.zeros((5, 2), np.int16), np.zeros(5, ">i2")):
         with pytest.raises(ValueError, match="a chunk of"):
             stream.push(wrong)
@@ -253,10 +261,10 @@ def test_what_is_no_audio_of_this_stream_is_refused() -> None:
 def test_what_a_stream_cannot_be_is_said() -> None:
     wrong: Any = "loudest"
     with pytest.raises(ValueError, match="unknown normalisation 'loudest': known are none, running, whisper"):
-        MelStream(ENGINES[80], wrong)
+        MelStream(engine_of(80), wrong)
     wrong = np.float64
     with pytest.raises(ValueError, match="known are int16 and float32"):
-        MelStream(ENGINES[80], "none", wrong)
+        MelStream(engine_of(80), "none", wrong)
 
 
 def test_an_engine_that_fails_is_heard_of() -> None:
