@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -171,6 +172,7 @@ class CudaEngine:
         ]
         for job in jobs:
             self._dispatch(job)
+            time.sleep(0)  # lets the device's thread have the interpreter, or it would start only after the last job
         return jobs
 
     def close(self) -> None:

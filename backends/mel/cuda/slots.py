@@ -106,6 +106,7 @@ class Slot:
             np.dtype(name): self._staged_out.view(name) for name in _FRAME_TYPES
         }
         self._launches: dict[tuple[SampleType, FrameType], tuple[Launch, Launch]] = {}
+        self._rows: list[tuple[int, ...]] = []  # of the table, as the device has it
         self.jobs: list[Job] = []
 
     def warm(self) -> None:
@@ -170,9 +171,13 @@ class Slot:
                 )
             sample_offset += job.chunk_count * step
             frame_offset += job.frame_count
-        self._table[: len(rows)] = rows
+        known, self._rows = self._rows == rows, rows
+        if not known:
+            self._table[: len(rows)] = rows
         if jobs[0].pinned:
-            self._device.copy_in(self._memory_in, 0, self._staged_in[: len(rows) * CHUNK_BYTES], self._stream)
+            # Clips after clips have the same table; a copy more, however small, is a gap on the bus.
+            if not known:
+                self._device.copy_in(self._memory_in, 0, self._staged_in[: len(rows) * CHUNK_BYTES], self._stream)
             self._device.copy_in(self._memory_in, TABLE_BYTES, jobs[0].samples, self._stream)
         else:
             byte_count = TABLE_BYTES + sample_offset * sample_bytes

@@ -75,6 +75,7 @@ class Worker:
         self._window = Window(int(limits.window_ms * 1e6), int(limits.latency_budget_ms * 1e6))
         self._queue: deque[Job] = deque()
         self._queued_bytes = 0
+        self._running_jobs = 0
         self._changed = threading.Condition(threading.Lock())
         self._turn = threading.Lock()  # held by the thread that uses the device
         self._device: Device | None = None
@@ -216,10 +217,12 @@ class Worker:
                 slot = free.popleft()
                 started_ns = time.monotonic_ns()
                 slot.start(jobs)
+                self._running_jobs += len(jobs)
                 running.append((slot, started_ns))
             elif running:
                 slot, started_ns = running.popleft()
                 finished = slot.finish()
+                self._running_jobs -= len(finished)
                 self._window.observe(started_ns, time.monotonic_ns())
                 self._count(finished)
                 free.append(slot)
@@ -247,9 +250,10 @@ class Worker:
         return jobs
 
     def _is_full(self) -> bool:
-        """Whether a launch is waiting that no other job could join."""
+        """Whether a launch is waiting that no other job could join, or none is to be expected."""
         return (
             self._queue[0].pinned
+            or 0 < self.streams <= len(self._queue) + self._running_jobs
             or self._queued_bytes >= STAGING_BYTES
             or len(self._queue) >= self._limits.jobs_in_launch_max
         )

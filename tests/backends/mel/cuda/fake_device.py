@@ -85,6 +85,7 @@ class FakeDevice:
         self.launch_s = 0.0
         self.bytes_held = 0
         self.launches: list[KernelKey] = []
+        self.copies_in = 0
         self.closed = False
         self._kernels = kernels or reference_kernel
         self._threads = [threading.get_ident()]
@@ -122,6 +123,7 @@ class FakeDevice:
     def copy_in(self, target: Memory, offset: int, source: Pages, stream: Stream) -> None:
         del stream
         self.check("copy_in")
+        self.copies_in += 1
         assert offset + source.nbytes <= target.byte_count
         content = cast("FakeMemory", target).content
         content[offset : offset + source.nbytes] = source.reshape(-1).view(np.uint8)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import logging
 import threading
+import time
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -138,6 +139,36 @@ def test_chunks_of_many_streams_go_in_one_launch_and_come_back_to_each(rig: Rig)
     assert counters.launches <= 1 + Limits().slots
     assert counters.jobs_in_launch_max >= 30
     assert counters.frames == sum(map(len, frames))
+
+
+def test_a_table_that_the_device_has_is_not_copied_again(rig: Rig) -> None:
+    engine = rig.engine({}, limits=Limits(slots=1))
+    samples = np.stack([chunk(100, seed) for seed in range(24)])
+    features = poisoned(24, spec.WINDOW_FRAMES, BINS)
+    for _ in range(2):
+        features[:] = np.nan
+        for job in engine.submit_clips(samples, features, pinned=True):
+            job.wait()
+        for clip in (0, 9, 23):
+            expected = reference.features(samples[clip], BINS, "whisper")
+            np.testing.assert_allclose(features[clip], expected, atol=WITHIN)
+    assert rig.devices[0].copies_in == 1 + 6
+    part, frames = chunk(5), poisoned(5, BINS)
+    engine.compute(part, frames)
+    assert_right(part, frames)
+    assert rig.devices[0].copies_in == 1 + 6 + 1
+
+
+def test_nobody_waits_for_streams_that_have_all_sent_their_chunks(rig: Rig) -> None:
+    engine = rig.engine({}, limits=Limits(window_ms=2_000, latency_budget_ms=10_000))
+    rig.devices[0].launch_s = 0.005
+    places = [engine.place() for _ in range(4)]
+    started_s = time.monotonic()
+    for _ in range(40):
+        pending = [place.submit(chunk(2), poisoned(2, BINS)) for place in places]
+        for one in pending:
+            one.wait()
+    assert time.monotonic() - started_s < 2, "a window was waited for"
 
 
 def test_types_are_not_mixed_in_a_launch(rig: Rig) -> None:

@@ -1,0 +1,110 @@
+"""Runs the parts that are asked for and writes what they found."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import importlib.util
+import json
+import logging
+import platform
+import subprocess
+import sys
+import time
+import traceback
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+from scripts import gpu_mel
+from scripts.gpu_mel import checks, plot, profilers, speed, streams
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from scripts.gpu_mel.rig import Results
+
+PARTS: dict[str, Callable[[Results], None]] = {
+    "check": checks.check,
+    "sanitize": checks.sanitize,
+    "device": speed.device,
+    "bus": speed.bus,
+    "latency": speed.latency,
+    "streams": streams.streams,
+    "realtime": streams.realtime,
+    "leaks": checks.leaks,
+    "profile": profilers.profile,
+}
+# Asked for by name alone.
+OTHERS: dict[str, Callable[[Results], None]] = {"kernel": speed.kernel, "small": checks.small, "busy": profilers.busy}
+
+
+def _environment() -> Results:
+    found: Results = {"python": platform.python_version(), "machine": platform.platform()}
+    for name in ("numba", "numba_cuda", "numpy", "pycuda", "torch", "torchaudio"):
+        if importlib.util.find_spec(name) is not None:
+            module = importlib.import_module(name)
+            found[name] = str(getattr(module, "__version__", getattr(module, "VERSION_TEXT", "?")))
+    done = subprocess.run(
+        ["nvidia-smi", "--query-gpu=name,driver_version,clocks.max.sm,clocks.max.mem", "--format=csv,noheader"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    found["GPU"] = done.stdout.strip()
+    return found
+
+
+def _markdown(results: Results) -> str:
+    lines: list[str] = []
+    for title, found in results.items():
+        lines += [f"## {title}", ""]
+        if isinstance(found, dict):
+            rows = cast("dict[str, object]", found)
+            lines += ["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows.items())]
+        else:
+            lines.append(f"{found}")
+        lines.append("")
+    return "\n".join(lines)
+
+
+def _run(name: str, results: Results) -> bool:
+    started = time.perf_counter()
+    try:
+        (PARTS | OTHERS)[name](results)
+    except Exception as error:  # noqa: BLE001  (a GPU's time is short: the other parts go on)
+        results[f"{name} failed"] = "".join(traceback.format_exception(error))
+        return False
+    finally:
+        print(f"{name}: {time.perf_counter() - started:.0f} s", flush=True)
+    return True
+
+
+def _write(results: Results, folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "results.json").write_text(json.dumps(results, indent=1), encoding="utf-8")
+    (folder / "results.md").write_text(_markdown(results), encoding="utf-8")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the parts; 1 if one of them failed."""
+    parser = argparse.ArgumentParser(
+        prog="python -m scripts.gpu_mel", description=(gpu_mel.__doc__ or "").partition("\n")[0]
+    )
+    parser.add_argument("parts", nargs="*", help=f"of {', '.join([*PARTS, *OTHERS])} (default: the first {len(PARTS)})")
+    parser.add_argument("--out", type=Path, help="where the results go")
+    options = parser.parse_args(arguments)
+    logging.basicConfig(level=logging.WARNING)
+    results: Results = {"environment": _environment()}
+    failed = False
+    for name in cast("list[str]", options.parts) or PARTS:
+        failed |= not _run(name, results)
+        if options.out is not None:
+            _write(results, options.out)
+    if options.out is not None:
+        plot.draw(results, options.out)
+    print(_markdown(results))
+    return int(failed)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
