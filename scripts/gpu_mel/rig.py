@@ -13,6 +13,7 @@ from backends.mel.cpu import CpuEngine
 from backends.mel.cuda import layout, pycuda_device
 from backends.mel.cuda.device import ArrayArgument, KernelKey
 from backends.mel.cuda.engine import CudaEngine
+from backends.mel.cuda.worker import Limits
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
 
     from backends.mel.cuda.device import Memory
     from backends.mel.cuda.layout import FrameType, SampleType
-    from backends.mel.cuda.worker import Limits
 
 CLIPS = 512
 CLIP = spec.WINDOW_SAMPLES
@@ -68,7 +68,9 @@ def wall_ms(work: Callable[[], Any], repeats: int = 9) -> float:
 
 def open_engine(limits: Limits | None = None, bins: int = 80) -> CudaEngine:
     """An engine of the first GPU."""
-    engine = CudaEngine([lambda: pycuda_device.open_device(0)], CpuEngine(bins), limits)
+    engine = CudaEngine(
+        [lambda: pycuda_device.open_device(0)], CpuEngine(bins), limits or Limits(frames_in_call_max=FRAMES)
+    )
     if not engine.workers:
         raise RuntimeError("no GPU was opened")
     return engine

@@ -109,18 +109,19 @@ class CudaEngine:
         A device that does not open is said in the log and not used; without any, `fallback` does all the work.
         """
         self.counters = EngineCounters()
+        self._limits = limits or Limits()
         self._fallback = fallback
         self._lock = threading.Lock()
         self._workers: list[Worker] = []
         self._closed: list[Worker] = []
         for open_device in openers:
-            self._open(open_device, limits or Limits())
+            self._open(open_device)
         if not self._workers:
             _log.warning("no GPU: mel frames are computed on the CPU")
 
-    def _open(self, open_device: Callable[[], Device], limits: Limits) -> None:
+    def _open(self, open_device: Callable[[], Device]) -> None:
         try:
-            worker = Worker(open_device, self._fallback.bin_count, limits, self._on_lost)
+            worker = Worker(open_device, self._fallback.bin_count, self._limits, self._on_lost)
         except EngineError as error:
             _log.warning("a GPU is not used: %s", error)
         else:
@@ -134,8 +135,8 @@ class CudaEngine:
 
     @property
     def frame_count_max(self) -> int:
-        """The most frames of one call: 30 s."""
-        return spec.WINDOW_FRAMES
+        """The most frames of one call."""
+        return self._limits.frames_in_call_max
 
     @property
     def workers(self) -> list[Worker]:
@@ -147,8 +148,13 @@ class CudaEngine:
         return Place(self)
 
     def compute(self, samples: Samples, frames: Frames) -> None:
-        """As `MelEngine.compute`, on the device with the shortest queue."""
-        self.submit(samples, frames).wait()
+        """As `MelEngine.compute`, on the device with the shortest queue; on this thread where it is idle."""
+        check_call(samples, frames, self.bin_count, self.frame_count_max)
+        job = Job(samples, frames)
+        worker = self._shortest()
+        if worker is None or not worker.compute_here(job):
+            self._dispatch(job)
+        job.wait()
 
     def submit(self, samples: Samples, frames: Frames) -> Pending:
         """As `AsynchronousMelEngine.submit`, on the device with the shortest queue."""
@@ -231,13 +237,17 @@ class CudaEngine:
 
     def _dispatch(self, job: Job) -> None:
         while True:
-            with self._lock:
-                worker = min(self._workers, key=lambda other: other.waiting) if self._workers else None
+            worker = self._shortest()
             if worker is None:
                 self.compute_on_cpu(job)
                 return
             if worker.submit(job):
                 return
+
+    def _shortest(self) -> Worker | None:
+        """The device with the shortest queue."""
+        with self._lock:
+            return min(self._workers, key=lambda other: other.waiting, default=None)
 
     def _on_lost(self, worker: Worker, jobs: list[Job], error: EngineError) -> None:
         """Take a device out and find another place for its jobs; on the device's thread."""

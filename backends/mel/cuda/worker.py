@@ -32,6 +32,8 @@ class Limits:
     slots: int = 6  # on their way at a time: copying in, computing, copying out, and as many waiting for it
     jobs_max: int = 4096  # waiting; more are refused
     jobs_in_launch_max: int = 1024
+    # 5 s. A stream's buffer is as long, 160 to 320 KB; longer calls gain little over the 40 us that each costs.
+    frames_in_call_max: int = 512
 
 
 @dataclass

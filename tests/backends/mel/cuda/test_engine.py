@@ -16,6 +16,7 @@ from backends.mel.cuda.engine import CudaEngine, open_cuda_engine
 from backends.mel.cuda.jobs import Job
 from backends.mel.cuda.worker import Busy, Limits
 from backends.mel.engine import EngineError
+from backends.mel.stream import MelStream
 from tests.backends.mel.cuda.fake_device import FakeDevice
 
 if TYPE_CHECKING:
@@ -96,7 +97,7 @@ def assert_right(samples: npt.NDArray[Any], frames: npt.NDArray[Any]) -> None:
 @pytest.mark.parametrize("dtype", ["int16", "float32"])
 @pytest.mark.parametrize("frame_count", [1, 31, 100, 3000])
 def test_chunks_are_those_of_the_specification(rig: Rig, dtype: str, frame_count: int) -> None:
-    engine = rig.engine({})
+    engine = rig.engine({}, limits=Limits(frames_in_call_max=frame_count))
     samples, frames = chunk(frame_count, dtype=dtype), poisoned(frame_count, BINS)
     engine.compute(samples, frames)
     assert_right(samples, frames)
@@ -169,6 +170,17 @@ def test_nobody_waits_for_streams_that_have_all_sent_their_chunks(rig: Rig) -> N
         for one in pending:
             one.wait()
     assert time.monotonic() - started_s < 2, "a window was waited for"
+
+
+@pytest.mark.parametrize("faults", [{}, {"launch": 3}])
+def test_a_stream_of_audio_is_what_it_is_on_the_cpu(rig: Rig, faults: dict[str, int]) -> None:
+    place = rig.engine(faults, limits=Limits(frames_in_call_max=64)).place()
+    stream = MelStream(place, "none", np.int16)
+    audio = chunk(200)
+    pieces = [stream.push(audio[first : first + 2_000]).copy() for first in range(0, len(audio), 2_000)]
+    pieces.append(stream.finish())
+    np.testing.assert_allclose(np.concatenate(pieces), reference.features(audio, BINS, "none"), atol=WITHIN)
+    place.close()
 
 
 def test_types_are_not_mixed_in_a_launch(rig: Rig) -> None:
