@@ -77,7 +77,8 @@ def parser() -> argparse.ArgumentParser:
         description="Streams server-sent events on client sockets that Apache hands over.",
         epilog="The command line wins over the environment, that over the file, and that over the defaults. "
         "The file is the one of --config, or the first of ./streaming-daemon.toml, "
-        "/etc/streaming-daemon/config.toml and /etc/streaming-daemon.toml.",
+        "/etc/streaming-daemon/config.toml and /etc/streaming-daemon.toml. "
+        f"`{PROGRAM} mel FILE` starts no daemon: it computes the features of an audio file.",
         argument_default=argparse.SUPPRESS,
     )
     for option, path in OPTIONS.items():

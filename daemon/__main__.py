@@ -1,4 +1,4 @@
-"""The command `streaming-daemon`, also `python -m daemon`.
+"""The command `streaming-daemon`, also `python -m daemon`: the daemon itself, and `mel`, which is a tool beside it.
 
 Imports are made where they are needed: --help and --version answer at once, and a mistake in the configuration is told
 before anything large is loaded.
@@ -25,9 +25,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     if not __debug__:
         return _refuse("assertions guard the memory of the data plane: run without -O and PYTHONOPTIMIZE", EXIT_USAGE)
+    given = sys.argv[1:] if arguments is None else arguments
+    if given and given[0] == "mel":
+        from backends.mel import command
+
+        return command.main(given[1:])
     from config.load import ConfigError, load
 
-    given = sys.argv[1:] if arguments is None else arguments
     try:
         loaded = load(given)
     except ConfigError as error:
@@ -52,9 +56,15 @@ def _refuse(message: str, status: int) -> int:
 
 
 def _check_config(loaded: Loaded) -> int:
+    from backends.registry import RegistryError, check
     from config.load import describe
+    from daemon.control.exits import EXIT_CONFIGURATION
 
-    for warning in loaded.warnings:
+    try:
+        warnings = [*loaded.warnings, *check(loaded.settings)]
+    except RegistryError as error:
+        return _refuse(str(error), EXIT_CONFIGURATION)
+    for warning in warnings:
         print(f"{PROGRAM}: warning: {warning}", file=sys.stderr)
     print(describe(loaded))
     return 0
