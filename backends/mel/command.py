@@ -296,7 +296,7 @@ def _draw(asked: Asked, frames: npt.NDArray[Any], file: IO[bytes]) -> None:
     axes.set_title(asked.source.name, parse_math=False)
     label = "log10 of power" if asked.normalisation == "none" else f"Whisper's scale ({asked.normalisation})"
     figure.colorbar(image, label=label)
-    figure.savefig(file, format="png", dpi=120)
+    figure.savefig(file, format="png", dpi=100)
 
 
 def _averaged(frames: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
