@@ -223,6 +223,13 @@ class Paced(NamedTuple):
     opening: bytes = b""
 
 
+class Form(NamedTuple):
+    """How one stream is written, where its request may choose: it takes the place of what the backend's class says."""
+
+    format: Format
+    content_type: str = "text/event-stream"
+
+
 class Backend:
     """Base of every backend. One instance serves all streams, `chunks` on many threads at once."""
 
@@ -232,6 +239,11 @@ class Backend:
     def __init__(self, options: Mapping[str, Any]) -> None:
         """`options` is the backend's section of the configuration."""
         self.options = options
+
+    @classmethod
+    def check(cls, options: Mapping[str, Any]) -> list[str]:  # noqa: ARG003
+        """Look at a section without opening anything, for `--check-config`: warnings. Raises OptionError."""
+        return []
 
     def reload(self, options: Mapping[str, Any]) -> None:
         """The configuration was read again. Takes effect on streams that start from now."""
@@ -248,6 +260,13 @@ class Backend:
         """A stream that needs no thread, or None where `chunks` is to be used. Main thread: must not block.
 
         A BackendError or a RelayError refuses the request.
+        """
+        return None
+
+    def form(self, request: Request) -> Form | None:  # noqa: ARG002
+        """How the pieces of `chunks` are written, or None where the class says it. Main thread: must not block.
+
+        A BackendError refuses the request. The HTTP front makes its head itself, so it asks, too.
         """
         return None
 

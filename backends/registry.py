@@ -5,6 +5,7 @@ A module is imported only when its backend is in use, at start: what is off cost
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 from typing import TYPE_CHECKING, Any
 
@@ -35,19 +36,9 @@ class Registry:
     def __init__(self, settings: Settings) -> None:
         """Import and construct every backend that is built in or has a section. Raises RegistryError."""
         self._backends: dict[str, Backend] = {}
-        for name, path in _BUILT_IN.items():
-            self._backends[name] = _construct(name, path, _options(settings, name))
-        if settings.uses_openai and _OPENAI not in settings.backend.others:
-            self._backends[_OPENAI] = _construct(_OPENAI, _OPENAI_PATH, _options(settings, _OPENAI))
-        for name, section in settings.backend.others.items():
-            own = section.get(_CLASS_KEY)
-            if name in _BUILT_IN and own is None:
-                continue
-            if not isinstance(own, str):
-                raise RegistryError(f'[backend.{name}] names no class: write class = "package.module:Class"')
-            self._backends[name] = _construct(name, own, _options(settings, name))
-        if settings.server.backend not in self._backends:
-            raise RegistryError(f"there is no backend {settings.server.backend!r}: known are {', '.join(self.names())}")
+        for name, path in _paths(settings).items():
+            with _told(name, path):
+                self._backends[name] = _class_of(name, path)(_options(settings, name))
 
     def names(self) -> list[str]:
         """The known names, sorted."""
@@ -81,7 +72,48 @@ def _options(settings: Settings, name: str) -> Mapping[str, Any]:
     return {key: value for key, value in settings.backend.others.get(name, {}).items() if key != _CLASS_KEY}
 
 
-def _construct(name: str, path: str, options: Mapping[str, Any]) -> Backend:
+def check(settings: Settings) -> list[str]:
+    """Look at what `Registry` would construct, without opening anything: warnings. Raises RegistryError."""
+    found: list[str] = []
+    for name, path in _paths(settings).items():
+        with _told(name, path):
+            found += _class_of(name, path).check(_options(settings, name))
+    return found
+
+
+def _paths(settings: Settings) -> dict[str, str]:
+    """The class of every backend that there is to be, by name. Raises RegistryError."""
+    paths = dict(_BUILT_IN)
+    if settings.uses_openai and _OPENAI not in settings.backend.others:
+        paths[_OPENAI] = _OPENAI_PATH
+    for name, section in settings.backend.others.items():
+        own = section.get(_CLASS_KEY)
+        if name in _BUILT_IN and own is None:
+            continue
+        if not isinstance(own, str):
+            raise RegistryError(f'[backend.{name}] names no class: write class = "package.module:Class"')
+        paths[name] = own
+    if settings.server.backend not in paths:
+        known = ", ".join(sorted({*paths, _OPENAI}))
+        raise RegistryError(f"there is no backend {settings.server.backend!r}: known are {known}")
+    return paths
+
+
+@contextlib.contextmanager
+def _told(name: str, path: str) -> Iterator[None]:
+    """What a backend's class says of its section, as an error of the registry's."""
+    try:
+        yield
+    except OptionError as error:
+        told = str(error)
+        # Ours name the whole key, which says where it stands.
+        raise RegistryError(told if told.startswith(f"backend.{name}") else f"[backend.{name}]: {told}") from error
+    except (ValueError, TypeError, KeyError, OSError) as error:
+        where = f"[backend.{name}] class = {path!r}"
+        raise RegistryError(f"{where}: {type(error).__name__}: {error}") from error
+
+
+def _class_of(name: str, path: str) -> type[Backend]:
     where = f"[backend.{name}] class = {path!r}"
     module_name, separator, class_name = path.partition(":")
     if not (module_name and separator and class_name):
@@ -96,11 +128,4 @@ def _construct(name: str, path: str, options: Mapping[str, Any]) -> Backend:
     # Asked of the class, because a wrapper of either method would be called for what it wraps.
     if found.open is Backend.open and found.chunks is Backend.chunks:
         raise RegistryError(f"{where}: {class_name} overrides neither open nor chunks")
-    try:
-        return found(options)
-    except OptionError as error:
-        told = str(error)
-        # Ours name the whole key, which says where it stands.
-        raise RegistryError(told if told.startswith(f"backend.{name}") else f"[backend.{name}]: {told}") from error
-    except (ValueError, TypeError, KeyError, OSError) as error:
-        raise RegistryError(f"{where}: {type(error).__name__}: {error}") from error
+    return found

@@ -111,6 +111,20 @@ def compiled(function: F) -> F:
     return cast("F", _one_signature(_njit(nogil=True, cache=True, _nrt=False, error_model="numpy")(function)))
 
 
+def is_cached(function: Callable[..., Any], *arguments: Any) -> bool:
+    """Whether a call with these arguments would load machine code, of this CPU's kind, and compile nothing.
+
+    Numba does not say, so this asks its cache's index; numba is pinned.
+    """
+    if JIT_DISABLED:
+        return True
+    dispatcher = cast("Any", function)
+    cache = dispatcher._cache
+    signature = tuple(dispatcher.typeof_pyval(argument) for argument in arguments)
+    key = cache._index_key(signature, dispatcher.targetctx.codegen())
+    return key in cache._cache_file._load_index()
+
+
 def inlined(function: F) -> F:
     """As `compiled`, inlined by LLVM into its callers: for helpers of a few lines."""
     decorate = _njit(nogil=True, cache=True, _nrt=False, error_model="numpy", forceinline=True)

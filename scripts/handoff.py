@@ -71,13 +71,12 @@ def received_lines(client: socket.socket) -> Iterator[str]:
         yield pending.decode(errors="replace")
 
 
-def show_stream(client: socket.socket, output: TextIO) -> bool:
-    """Print a response as it arrives, each event with the time since the handoff; true if it ended with [DONE].
+def show_stream(client: socket.socket, output: TextIO, started_s: float) -> bool:
+    """Print a response as it arrives, each event with the time since `started_s`; true if it ended with [DONE].
 
     The head is dimmed on a terminal: what matters is the stream.
     """
     dim, plain = (DIM, PLAIN) if output.isatty() and "NO_COLOR" not in os.environ else ("", "")
-    started_s = time.monotonic()
     in_head, done = True, False
     for line in received_lines(client):
         if in_head:
@@ -123,6 +122,7 @@ def _handoff_from(options: argparse.Namespace) -> Mapping[str, object]:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Hand one stream over and show it; 0 if it ended whole, 1 if it did not, 2 if it could not begin."""
     options = _parse(arguments)
+    started_s = time.monotonic()
     try:
         client = hand_over(options.socket, _handoff_from(options), SOCKET_TYPES[options.socket_type])
     except ValueError as error:
@@ -134,7 +134,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     try:
         with client:
-            return 0 if show_stream(client, sys.stdout) else 1
+            if show_stream(client, sys.stdout, started_s):
+                return 0
+            print("the stream ended without [DONE]: it is not whole, or was no stream", file=sys.stderr)
+            return 1
     except BrokenPipeError:
         # Whoever read the output has gone, as `head` does. Nothing may be left for the interpreter to flush at its end.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -191,7 +191,7 @@ def _show_first_stream(demo: Demo) -> None:
         client.settimeout(STREAM_TIMEOUT_S)
         _say("One stream, handed over as Apache does it (its socket over SCM_RIGHTS, the request as JSON):\n")
         try:
-            whole = show_stream(client, sys.stdout)
+            whole = show_stream(client, sys.stdout, time.monotonic())
         except OSError as error:
             raise DemoError(f"the stream was cut: {error}") from error
     if not whole and not demo.stopping:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import random
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -62,6 +63,16 @@ class OpenAI(Backend):
             wall_clock,
             _known_models(section, upstreams),
         )
+
+    @classmethod
+    def check(cls, options: Mapping[str, Any]) -> list[str]:
+        """Every upstream, key files included; the ledger's directory, but not its file."""
+        section = _section(options)
+        upstreams = upstream_options(section)
+        directory = Path(section.ledger_file).absolute().parent
+        if section.ledger_file and not directory.is_dir():
+            raise OptionError(f'{SECTION}.ledger_file = "{section.ledger_file}" cannot be used: {directory} is missing')
+        return warnings(upstreams, section.model)
 
     def reload(self, options: Mapping[str, Any]) -> None:
         """Everything but the ledger's file, for streams that start from now. On an OptionError nothing has changed."""

@@ -86,6 +86,7 @@ class OpenAIRelay(Relay):
         self._prepared: Prepared | None = prepared  # let go of when nobody can be asked any more
         self._running: Running | None = None
         self._verdicts: dict[UpstreamState, Verdict] = {}  # of those that failed, the last one each
+        self._blamed: set[UpstreamState] = set()
         self._attempt_count = 0
         self._return_count = 0
         self._last_name = ""
@@ -172,7 +173,9 @@ class OpenAIRelay(Relay):
         is_status = failure.kind is FailureKind.STATUS
         wait_s = retry_after_s(failure.headers, shared.wall_clock()) if is_status else None
         blamed = blame(failure, has_retry_after=wait_s is not None)
-        if blamed is Blame.UPSTREAM:
+        # One stream's attempts are one failure of their upstream, or a single request could open its breaker.
+        if blamed is Blame.UPSTREAM and upstream not in self._blamed:
+            self._blamed.add(upstream)
             running.failed(now_s)
         elif blamed is Blame.REQUEST:
             running.succeeded()

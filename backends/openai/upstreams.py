@@ -207,7 +207,7 @@ class Upstreams:
         found = tuple(state for state in known if state.serves(model))
         if not found:
             models = _listed(dict.fromkeys(model for state in known for model in state.models))
-            message = f"the model is served by no upstream: known are {models}"
+            message = f"field `model`: no upstream serves it: known are {models}"
             raise RequestError("model_not_found", message, param="model")
         return found
 

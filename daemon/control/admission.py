@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from backends.interface import BackendError, Request
 from backends.relay import Relay, RelayError
 from backends.sse import KEEP_ALIVE
-from daemon.control.answers import STANDARD_HEAD, Ending, either, streaming_head
+from daemon.control.answers import STANDARD_HEAD, Ending, either, streaming_head, typed_head
 from daemon.control.commands import pack
 from daemon.control.descriptor import (
     CLEAR_NONBLOCKING,
@@ -275,22 +275,39 @@ class Admission:
         return self._opener.paced(stream.slot, stream.generation, script, paced, stream.head)
 
     def _open_pushed(self, stream: Stream, route: Route, request: Request, adoption: Adoption | None = None) -> None:
+        self._take_form(stream, route, request)
         if not self._pool.reserve():
             raise Refusal(503, "queue_full", "all workers are busy and the queue is full", RETRY_AFTER_S)
         job = Job(stream.slot, stream.generation, route.name, route.backend, request)
         job.head = stream.head
+        job.style = stream.style
+        events = stream.style != "raw"
         if adoption is None:
-            command = self._opener.pushed(stream.slot, stream.generation)
+            command = self._opener.pushed(stream.slot, stream.generation, events=events)
         else:
             job.chunked = bool(adoption.flags & m.CHUNKED)
             job.has_body = stream.has_body
-            events = route.backend.format != "raw"
             command = self._opener.adopted(stream.slot, stream.generation, adoption, events=events)
         stream.job = job
         self._started(stream)
         # The worker's START must come behind the OPEN: only what is in the pipe is in order.
         self._writer.add(command)
         self._writer.after_flush(functools.partial(self._pool.enqueue, job))
+
+    def _take_form(self, stream: Stream, route: Route, request: Request) -> None:
+        """Have the stream written as the backend says for this request. It is the backend's own code, as in `open`."""
+        try:
+            form = route.backend.form(request)
+            if form is None:
+                return
+            stream.style = form.format
+            if stream.adoption is None:
+                stream.head = typed_head(stream.head, form.content_type)
+        except BackendError as error:
+            raise Refusal(error.status, "backend_error", error.message) from None
+        except BaseException:
+            logger.exception("backend failed", extra={"backend": route.name})
+            raise Refusal(500, "backend_error", "the backend failed") from None
 
     def _admit_adopted(self, stream: Stream, adoption: Adoption) -> None:
         stream.adoption = adoption
@@ -354,7 +371,7 @@ class Admission:
         return streaming_head(lines) if lines else None
 
     def _refuse(self, stream: Stream, refusal: Refusal) -> None:
-        self._rare.warn("handoff refused", refusal.code)
+        self._rare.warn("handoff refused", refusal.code, detail=refusal.detail)
         self._observer.handoff_rejected(refusal.code)
         response = refusal.response(stream.style)
         self._writer.add(self._opener.refused(stream.slot, stream.generation, response))

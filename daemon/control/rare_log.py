@@ -19,8 +19,8 @@ class RareLog:
         self._counts: dict[str, int] = {}
         self._due_s: dict[str, float] = {}
 
-    def warn(self, message: str, code: str) -> None:
-        """One more event. `message` is a fixed text; what varies stays out of the log."""
+    def warn(self, message: str, code: str, **told: object) -> None:
+        """One more event. `message` is a fixed text; what varies is `told` of the event that gets a line."""
         count = self._counts.get(code, 0) + 1
         now_s = time.monotonic()
         if now_s < self._due_s.get(code, 0.0):
@@ -28,4 +28,4 @@ class RareLog:
             return
         self._counts[code] = 0
         self._due_s[code] = now_s + INTERVAL_S
-        self._logger.warning("%s: %s", message, code, extra={"reason": code, "count": count})
+        self._logger.warning("%s", message, extra={"reason": code, **told, "count": count})

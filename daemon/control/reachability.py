@@ -110,7 +110,8 @@ class Reachability:
             self.saw(name, reachable=False)
             if name not in self._said:
                 self._said.add(name)
-                logger.warning("upstream %s cannot be reached: %s", name, reason)
+                where = origin.socket_path or f"{origin.scheme}://{origin.authority}"
+                logger.warning("upstream %s (%s) cannot be reached: %s", name, where, reason)
             await asyncio.sleep(TRIED_AGAIN_S)
         del self._tries[name]
 

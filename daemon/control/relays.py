@@ -320,7 +320,12 @@ class Relays:
     def _give_up(self, stream: Stream, kind: FailureKind, error: RelayError) -> None:
         ending = _ending(error, stream)
         reason = _REASONS.get(kind, st.UPSTREAM_ERROR)
-        self._rare.warn(f"relay failed: {kind.value}, status {error.status}", f"{kind.value}_{error.status}")
+        assert stream.relayed is not None
+        attempt, request_id = stream.relayed.attempt, stream.relayed.relay.request_id
+        upstream = "" if attempt is None else attempt.origin.name
+        told = {"upstream": upstream, "request_id": request_id, "status": error.status, "detail": error.message}
+        # By upstream, as there are few: what one does must not hide what another does.
+        self._rare.warn("relay failed", f"{kind.value} {upstream}", **told)
         slot, generation, head_bytes = stream.slot, stream.generation, ending.head_bytes
         self._parts.writer.add(
             pack(ending.payload, kind=m.STOP, slot=slot, generation=generation, head_bytes=head_bytes, reason=reason)

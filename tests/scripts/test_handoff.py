@@ -3,6 +3,7 @@ from __future__ import annotations
 import io
 import json
 import socket
+import time
 from typing import TYPE_CHECKING
 
 import pytest
@@ -64,7 +65,7 @@ def test_a_stream_is_whole_only_with_its_done(end: bytes, whole: bool) -> None:
     with client:
         with daemon_end:
             daemon_end.sendall(b'HTTP/1.1 200 OK\r\n\r\ndata: {"content":"a"}\n\n' + end)
-        assert handoff.show_stream(client, output) is whole
+        assert handoff.show_stream(client, output, time.monotonic()) is whole
     assert 'data: {"content":"a"}' in output.getvalue()
     assert "\x1b" not in output.getvalue()
 
@@ -74,7 +75,7 @@ def test_a_done_in_the_head_is_no_end() -> None:
     with client:
         with daemon_end:
             daemon_end.sendall(b"HTTP/1.1 200 OK\r\ndata: [DONE]\r\n\r\n")
-        assert handoff.show_stream(client, io.StringIO()) is False
+        assert handoff.show_stream(client, io.StringIO(), time.monotonic()) is False
 
 
 def test_nobody_there_is_said_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
