@@ -14,9 +14,9 @@ from backends.echo import Echo
 from backends.interface import Fields, Paced, Request
 from backends.mock import Mock
 from backends.openai import OpenAI
-from backends.registry import Registry, RegistryError
+from backends.registry import Registry, RegistryError, check
 from config.openai import OpenAIBackend
-from config.settings import Backend, Settings, Streaming
+from config.settings import Backend, Server, Settings, Streaming
 
 SOURCE = """
 from backends.interface import Backend, OptionError
@@ -148,3 +148,33 @@ def test_the_relay_as_the_default_needs_a_key() -> None:
 def test_a_default_that_is_not_there() -> None:
     with pytest.raises(RegistryError, match="known are echo, mock"):
         Registry(settings("nowhere"))
+
+
+@pytest.mark.parametrize(
+    ("section", "said"),
+    [
+        ({"api_base": "127.0.0.1:8000"}, "api_base is refused"),
+        ({"api_base": "http://x/v1", "api_key": "k", "api_key_file": "/k"}, "both set"),
+        ({"api_base": "https://api.openai.com/v1"}, "has no key"),
+        ({"api_base": "http://x/v1", "ledger_file": "/nope/ledger.jsonl"}, "/nope is missing"),
+    ],
+)
+def test_a_check_finds_what_a_start_would(section: dict[str, str], said: str) -> None:
+    backend = Backend(openai=msgspec.convert(section, OpenAIBackend))
+    with pytest.raises(RegistryError, match=said):
+        check(Settings(server=Server(backend="openai"), backend=backend))
+
+
+def test_a_check_opens_nothing_and_warns(tmp_path: Path) -> None:
+    file = tmp_path / "ledger.jsonl"
+    section = OpenAIBackend(api_base="http://x/v1", model="m", models=["n"], ledger_file=str(file))
+    (warning,) = check(Settings(backend=Backend(openai=section)))
+    assert "served by no upstream" in warning
+    assert not file.exists()
+
+
+def test_a_check_knows_names_and_classes() -> None:
+    with pytest.raises(RegistryError, match="known are echo, mock, openai"):
+        check(Settings(server=Server(backend="opanai")))
+    others = {"mine": {"class": "own_backends:Picky"}}
+    assert check(Settings(backend=Backend(others=others))) == []  # what its constructor would say is not asked

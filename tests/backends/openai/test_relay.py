@@ -253,6 +253,20 @@ def test_an_upstream_that_a_reload_took_away_is_not_asked_any_more() -> None:
 # ---- breakers
 
 
+def test_the_attempts_of_one_stream_are_one_failure() -> None:
+    one = backend(attempts_max=3, breaker_failures=2)
+    relay = opened(one)
+    relay.first()
+    for _ in range(2):
+        relay.failed(failure(FailureKind.CONNECT))
+    refused(relay, failure(FailureKind.CONNECT))
+    assert one.upstreams()[0].breaker_state == "closed"
+    another = opened(one)
+    another.first()
+    refused(another, failure(FailureKind.CONNECT))
+    assert one.upstreams()[0].breaker_state == "open"
+
+
 def test_failures_open_the_breaker_and_answers_close_it() -> None:
     clock = Clock()
     one = backend(clock, attempts_max=1)
