@@ -78,6 +78,11 @@ def streaming_head(extra: bytes) -> bytes:
     return STANDARD_HEAD[:-2] + extra + b"\r\n"
 
 
+def typed_head(head: bytes | None, content_type: str) -> bytes:
+    """A head for another type of content than events; None is the standard one."""
+    return (head or STANDARD_HEAD).replace(b"text/event-stream", content_type.encode("ascii"), 1)
+
+
 def _sayable(detail: str, characters_max: int) -> str:
     """The beginning of a text, as UTF-8 can say it: a backend's message may hold a lone surrogate."""
     return detail[:characters_max].encode(errors="replace").decode()

@@ -18,7 +18,7 @@ _TAILS_MAX = 1024  # different paces that are kept packed; a client may ask for 
 class Opener:
     """Packs OPEN for one policy."""
 
-    __slots__ = ("_flags", "_linger_tail", "_paced_tails", "_policy", "_pushed_tail", "_relayed_tail")
+    __slots__ = ("_flags", "_linger_tail", "_paced_tails", "_policy", "_pushed_tail", "_raw_tail", "_relayed_tail")
 
     def __init__(self, policy: Policy) -> None:
         """A reload makes a new one."""
@@ -30,6 +30,7 @@ class Opener:
             linger_timeout_ms=policy.linger_timeout_ms,
         )
         self._pushed_tail = self._tail(source=m.SOURCE_PUSHED, keep_alive_ms=policy.keep_alive_ms)
+        self._raw_tail = self._tail(source=m.SOURCE_PUSHED)
         self._relayed_tail = self._tail(source=m.SOURCE_UPSTREAM, keep_alive_ms=policy.keep_alive_ms)
         self._paced_tails: dict[tuple[int, int, int, int], bytes] = {}
 
@@ -78,9 +79,10 @@ class Opener:
         self._paced_tails[key] = common
         return common
 
-    def pushed(self, slot: int, generation: int) -> bytes:
-        """A stream that waits for a worker."""
-        return pack_with_tail(self._pushed_tail, m.OPEN, self._flags | m.QUEUED, slot, generation, b"", 0)
+    def pushed(self, slot: int, generation: int, *, events: bool) -> bytes:
+        """A stream that waits for a worker; without `events` no comment is put in."""
+        common = self._pushed_tail if events else self._raw_tail
+        return pack_with_tail(common, m.OPEN, self._flags | m.QUEUED, slot, generation, b"", 0)
 
     def relayed(self, slot: int, generation: int, flags: int = 0) -> bytes:
         """A stream that waits for an upstream's answer."""

@@ -38,6 +38,7 @@ class Job:
         "request",
         "settled",
         "slot",
+        "style",
         "worker",
     )
 
@@ -49,6 +50,7 @@ class Job:
         self.backend = backend
         self.request = request
         self.head: bytes | None = None  # None is the standard head
+        self.style: Format = backend.format  # the form of its errors
         self.chunked = False
         self.has_body = False
         # Written by the main thread.
@@ -57,11 +59,6 @@ class Job:
         # Written by the pool, under its lock, and by the worker.
         self.worker: Worker | None = None
         self.settled = False  # the worker is done with it and holds nothing for it
-
-    @property
-    def style(self) -> Format:
-        """The form of its errors."""
-        return self.backend.format
 
 
 class WorkerPool:

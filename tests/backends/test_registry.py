@@ -167,7 +167,7 @@ def test_a_check_finds_what_a_start_would(section: dict[str, str], said: str) ->
 
 def test_a_check_opens_nothing_and_warns(tmp_path: Path) -> None:
     file = tmp_path / "ledger.jsonl"
-    section = OpenAIBackend(api_base="http://x/v1", model="m", models=["n"], ledger_file=str(file))
+    section = OpenAIBackend(api_base="http://x/v1", model="m", models=("n",), ledger_file=str(file))
     (warning,) = check(Settings(backend=Backend(openai=section)))
     assert "served by no upstream" in warning
     assert not file.exists()
