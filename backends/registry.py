@@ -14,7 +14,7 @@ import msgspec
 from backends.interface import Backend, OptionError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Generator, Iterator, Mapping
 
     from config.settings import Settings
 
@@ -100,7 +100,7 @@ def _paths(settings: Settings) -> dict[str, str]:
 
 
 @contextlib.contextmanager
-def _told(name: str, path: str) -> Iterator[None]:
+def _told(name: str, path: str) -> Generator[None]:
     """What a backend's class says of its section, as an error of the registry's."""
     try:
         yield
