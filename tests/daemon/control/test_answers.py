@@ -103,3 +103,11 @@ def test_however_long_the_detail_everything_fits(character: str) -> None:
     ending = either(500, "backend_error", detail)
     assert len(ending.payload) <= PAYLOAD_BYTES_MAX
     assert len(ending.payload[ending.head_bytes :]) <= RESERVE_BYTES
+
+
+def test_a_head_for_another_type_of_content() -> None:
+    assert answers.typed_head(None, "a/b") == STANDARD_HEAD.replace(b"text/event-stream", b"a/b")
+    own = streaming_head(b"X-A: text/event-stream\r\n")
+    assert answers.typed_head(own, "a/b") == STANDARD_HEAD[:-2].replace(b"text/event-stream", b"a/b") + (
+        b"X-A: text/event-stream\r\n\r\n"
+    )
