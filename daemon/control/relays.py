@@ -16,10 +16,11 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeGuard
 from backends.relay import Failure, FailureKind, Outcome, RelayError
 from daemon.control.answers import Ending, answer_of, either
 from daemon.control.commands import pack, pack_with_tail, tail
+from daemon.control.endpoints import Endpoints
 from daemon.control.rare_log import RareLog
 from daemon.plane import messages as m
 from daemon.plane import state as st
-from daemon.plane.relay_table import ENDPOINT_COUNT_MAX, SERIES_COUNT_MAX
+from daemon.plane.relay_table import SERIES_COUNT_MAX
 
 if TYPE_CHECKING:
     import asyncio
@@ -40,7 +41,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _ATTEMPT = struct.Struct("<qqqIIIIIIIIII64x")
-_ENDPOINT = struct.Struct("<III4x112s")
 _MODEL = struct.Struct("<qqiiqqq")
 _COMMON = tail()
 _OTHER = ("other", "other")  # the series of those beyond SERIES_COUNT_MAX
@@ -82,7 +82,18 @@ def is_relaying(backend: object) -> TypeGuard[RelayingBackend]:
 class Relayed:
     """What is known of a stream that is relayed. Bytes that the plane reads by address stay here until ENDED."""
 
-    __slots__ = ("address_index", "addresses", "attempt", "by_worker", "kept", "number", "relay", "timer", "usage")
+    __slots__ = (
+        "address_index",
+        "addresses",
+        "attempt",
+        "by_worker",
+        "endpoint",
+        "kept",
+        "number",
+        "relay",
+        "timer",
+        "usage",
+    )
 
     def __init__(self, relay: Relay) -> None:
         """No attempt has been made."""
@@ -91,6 +102,7 @@ class Relayed:
         self.number = 0
         self.addresses: tuple[bytes, ...] = ()
         self.address_index = 0
+        self.endpoint = -1  # held by the attempt that the plane makes
         self.kept: list[bytes] = []
         self.by_worker = False
         self.timer: asyncio.TimerHandle | None = None
@@ -124,8 +136,7 @@ class Relays:
         self.series: list[tuple[str, str]] = [_OTHER]
         self.count = 0
         self._series_numbers: dict[tuple[str, str], int] = {_OTHER: 0}
-        self._endpoints: dict[tuple[bytes, int, int], int] = {}
-        self._live_endpoints: set[int] = set()
+        self._endpoints = Endpoints(writer.add)
         self._rare = RareLog(logger)
         resolver.changed = self._forget
 
@@ -183,15 +194,25 @@ class Relays:
         elif not addresses:
             self._failed(stream, relayed, Failure(FailureKind.CONNECT, detail="its name cannot be resolved"))
         else:
-            relayed.addresses, relayed.address_index = addresses, 0
-            self._try_address(stream, relayed, attempt)
+            relayed.addresses = addresses
+            self._try_address(stream, relayed, attempt, 0)
 
-    def _try_address(self, stream: Stream, relayed: Relayed, attempt: Attempt) -> None:
-        endpoint = self._endpoint(attempt.origin, relayed.addresses[relayed.address_index])
-        if endpoint < 0:
-            self._failed(stream, relayed, Failure(FailureKind.NO_RESOURCES, detail="too many addresses of upstreams"))
-            return
-        self._send(stream, relayed, attempt, endpoint, _request(attempt))
+    def _try_address(self, stream: Stream, relayed: Relayed, attempt: Attempt, first: int) -> None:
+        """Have the plane ask at the first address, from this one on, that there is an endpoint for."""
+        assert relayed.endpoint < 0
+        for index in range(first, len(relayed.addresses)):
+            endpoint = self._endpoints.take(attempt.origin, relayed.addresses[index])
+            if endpoint >= 0:
+                relayed.address_index, relayed.endpoint = index, endpoint
+                self._send(stream, relayed, attempt, endpoint, _request(attempt))
+                return
+        self._failed(stream, relayed, Failure(FailureKind.NO_RESOURCES, detail="too many addresses of upstreams"))
+
+    def _let_go(self, relayed: Relayed) -> None:
+        """The plane's attempt is over, if it made one."""
+        if relayed.endpoint >= 0:
+            self._endpoints.give_back(relayed.endpoint)
+            relayed.endpoint = -1
 
     def _send(self, stream: Stream, relayed: Relayed, attempt: Attempt, endpoint: int, request: bytes) -> None:
         """The command that makes the attempt."""
@@ -219,29 +240,9 @@ class Relays:
             self.series.append(key)
         return number
 
-    def _endpoint(self, origin: Origin, address: bytes) -> int:
-        """The plane's number for an address, told to it when it is new; -1 when there are too many."""
-        key = (address, origin.idle_connections_max, origin.idle_timeout_ms)
-        number = self._endpoints.get(key)
-        if number is None:
-            if len(self._endpoints) >= ENDPOINT_COUNT_MAX:
-                return -1
-            number = self._endpoints[key] = len(self._endpoints)
-        if number not in self._live_endpoints:
-            self._live_endpoints.add(number)
-            payload = _ENDPOINT.pack(len(address), key[1], key[2], address)
-            self._parts.writer.add(pack(payload, kind=m.ENDPOINT, script=number))
-        return number
-
     def _forget(self, _origin: Origin, removed: tuple[bytes, ...]) -> None:
         """Addresses that a name no longer has: connections kept there are closed."""
-        self._close_idle(set(removed))
-
-    def _close_idle(self, removed: set[bytes]) -> None:
-        for (address, _, _), number in self._endpoints.items():
-            if address in removed and number in self._live_endpoints:
-                self._live_endpoints.discard(number)
-                self._parts.writer.add(pack(_ENDPOINT.pack(0, 0, 0, b""), kind=m.ENDPOINT, script=number))
+        self._endpoints.forget(removed)
         self._parts.writer.flush()
 
     def forget_others(self, origins: Iterable[Origin]) -> None:
@@ -249,7 +250,8 @@ class Relays:
         wanted: set[bytes] = set()
         for origin in origins:
             wanted.update(self._parts.resolver.addresses(origin) or ())
-        self._close_idle({address for address, _, _ in self._endpoints} - wanted)
+        self._endpoints.forget_others(wanted)
+        self._parts.writer.flush()
 
     # ---- what the plane and the transfers tell
 
@@ -279,13 +281,13 @@ class Relays:
             return
         stream, relayed = found
         assert relayed.attempt is not None
+        self._let_go(relayed)
         kind = _KINDS[reason]
         is_streaming = bool(flags & m.FAILED_STREAMING)
         if kind is not FailureKind.NO_RESOURCES and not relayed.by_worker:
             self._saw(relayed.attempt, kind)
         if kind in _UNREACHED and relayed.address_index + 1 < len(relayed.addresses):
-            relayed.address_index += 1
-            self._try_address(stream, relayed, relayed.attempt)
+            self._try_address(stream, relayed, relayed.attempt, relayed.address_index + 1)
             return
         if relayed.by_worker and self.transfers is not None:
             self.transfers.cancel(slot, generation)
@@ -347,6 +349,7 @@ class Relays:
             relayed.timer.cancel()
         if relayed.by_worker and self.transfers is not None:
             self.transfers.cancel(stream.slot, stream.generation)
+        self._let_go(relayed)
         relayed.attempt = None
         relayed.relay.ended(_outcome(record, relayed.usage))
         relayed.kept.clear()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import time
 from typing import TYPE_CHECKING
 
 import pytest
@@ -83,3 +84,24 @@ def test_a_file_with_an_error_changes_nothing(relay: Relay) -> None:
     assert_complete(relay.ask(FINE), TOKENS)
     reload(relay, {**by("tcp", relay.upstream), "api_base": "ftp://127.0.0.1/v1"}, result="failed")
     assert_complete(relay.ask(FINE), TOKENS)
+
+
+def test_addresses_are_never_too_many_for_the_plane_for_long(kernel: str, other: Upstream, tmp_path: Path) -> None:
+    # It has numbers for 256; who keeps connections for another time has one of his own.
+    def old(upstream: Upstream) -> list[dict[str, object]]:
+        return [by("tcp", upstream, f"old-{count}", idle_timeout_s=60 + count) for count in range(256)]
+
+    new = [by("tcp", other, f"new-{count}", idle_timeout_s=60 + count) for count in range(8)]
+    with relaying(kernel, tmp_path, old, attempts_max=1, breaker_failures=0) as relay:
+        for count in range(256):
+            assert_complete(relay.ask(FINE, by=f"old-{count}"), TOKENS)
+        reload(relay, *old(relay.upstream)[:100], *new)  # the old address is still asked: its connections are kept
+        assert relay.ask(FINE, by="new-0").status == 503
+        time.sleep(5.1)  # until nothing can be left of an earlier stream but a kept connection
+        other.answer("moved", Plan(openai_stream(["from", " the", " other"])))
+        for count in range(8):
+            answer = relay.ask(by=f"new-{count}", model="moved", request_id=f"moved-{count}")
+            assert_complete(answer, ["from", " the", " other"])
+        assert len(other.requests("moved")) == 8
+        assert not relay.upstream.requests("moved")
+        assert_complete(relay.ask(FINE, by="old-0"), TOKENS)
