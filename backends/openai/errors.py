@@ -6,6 +6,7 @@ upstream said itself is passed on, with everything masked that looks like a key.
 
 from __future__ import annotations
 
+import json
 import re
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
@@ -15,6 +16,8 @@ from backends.interface import BackendError
 from backends.relay import Failure, FailureKind, RelayError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from backends.openai.options import UpstreamOptions
 
 MASK = "***"
@@ -26,7 +29,7 @@ _TIMEOUTS = frozenset(
         *(FailureKind.FIRST_TOKEN_TIMEOUT, FailureKind.SILENCE_TIMEOUT),
     }
 )
-# Keys of services that give them a form of their own; the configured key is replaced whatever its form. A word of a
+# Keys of services that give them a form of their own; configured ones are replaced whatever their form. A word of a
 # sentence ("Bearer authentication", "sk-learn") is none: keys are long, and a token has digits.
 _SECRET = re.compile(
     r"\b(?:sk|gsk|xai|hf|nvapi)[-_][A-Za-z0-9_-]{16,}"
@@ -95,14 +98,14 @@ _TOLD: dict[FailureKind, tuple[int, str, str]] = {
 }
 
 
-def masked(text: str, key: str) -> str:
-    """A text without the key, and without anything that looks like one."""
-    if key:
-        text = text.replace(key, MASK)
+def masked(text: str, secrets: Sequence[str]) -> str:
+    """A text without these secrets, the longest of which come first, and without anything that looks like a key."""
+    for secret in secrets:
+        text = text.replace(secret, MASK)
     return _SECRET.sub(MASK, text)
 
 
-def said(body: bytes, key: str) -> Said:
+def said(body: bytes, secrets: Sequence[str]) -> Said:
     """What an error's body says: OpenAI's envelope, or the forms that servers like vLLM and Ollama have for it."""
     try:
         found: object = msgspec.json.decode(body)
@@ -113,7 +116,7 @@ def said(body: bytes, key: str) -> Said:
     outer = cast("dict[str, Any]", found)
     error: object = outer.get("error", outer)
     if isinstance(error, str):
-        return Said(message=_sentence(error, key))
+        return Said(message=_sentence(error, secrets))
     if not isinstance(error, dict):
         return Said()
     inner = cast("dict[str, Any]", error)
@@ -121,21 +124,21 @@ def said(body: bytes, key: str) -> Said:
     code = inner.get("code")
     status = code if isinstance(code, int) and 400 <= code <= 599 else 0
     return Said(
-        message=_sentence(message, key),
-        type=_word(inner.get("type"), key),
-        param=_word(inner.get("param"), key) or None,
-        code=_word(code, key),
+        message=_sentence(message, secrets),
+        type=_word(inner.get("type"), secrets),
+        param=_word(inner.get("param"), secrets) or None,
+        code=_word(code, secrets),
         status=status,
     )
 
 
-def _sentence(text: str, key: str) -> str:
-    text = " ".join(masked(text, key).split())
+def _sentence(text: str, secrets: Sequence[str]) -> str:
+    text = " ".join(masked(text, secrets).split())
     return text if len(text) <= MESSAGE_CHARACTERS_MAX else text[: MESSAGE_CHARACTERS_MAX - 3] + "..."
 
 
-def _word(value: object, key: str) -> str:
-    return masked(value, key) if isinstance(value, str) and _is_word(value) else ""
+def _word(value: object, secrets: Sequence[str]) -> str:
+    return masked(value, secrets) if isinstance(value, str) and _is_word(value) else ""
 
 
 def is_of_the_request(error: Said) -> bool:
@@ -156,36 +159,41 @@ def of_failure(failure: Failure, upstream: UpstreamOptions, retry_after_s: int =
         spoken, setting = ("HTTP/1.1", "false") if upstream.origin.http2 else ("HTTP/2", "true")
         what = f"answered with {spoken}: set http2_enabled = {setting}"
     message = f"the upstream {what}"
-    own = said(failure.body, upstream.key).message or masked(failure.detail, upstream.key)[:MESSAGE_CHARACTERS_MAX]
+    own = (
+        said(failure.body, upstream.secrets).message
+        or masked(failure.detail, upstream.secrets)[:MESSAGE_CHARACTERS_MAX]
+    )
     return RelayError(status, code, f"{message}: {own}" if own else message)
 
 
 def _of_status(failure: Failure, upstream: UpstreamOptions, retry_after_s: int) -> RelayError:
-    answer, own = failure.status, said(failure.body, upstream.key)
+    answer, own = failure.status, said(failure.body, upstream.secrets)
     end = f": {own.message}" if own.message else ""
     message = f"the upstream answered with {answer}{end}"
     if answer == 429:
         return RelayError(429, "upstream_rate_limited", message, retry_after_s=retry_after_s)
     if 400 <= answer < 500:
-        body = _passed_on(failure.body, upstream.key)
+        body = _passed_on(failure.body, upstream.secrets)
         return RelayError(answer, "upstream_refused", message, param=own.param, body=body)
     if answer == 503:
         return RelayError(503, "upstream_unavailable", message, retry_after_s=retry_after_s)
     return RelayError(504 if answer == 504 else 502, "upstream_error", message)
 
 
-def _passed_on(body: bytes, key: str) -> bytes:
-    """The body as it is but for keys; nothing where it is no JSON, because it was cut, or is a page for browsers."""
+def _passed_on(body: bytes, secrets: Sequence[str]) -> bytes:
+    """The body as it is but for secrets; nothing where it is no JSON, because it was cut, or is a page for browsers."""
     try:
-        text = body.decode()
-        msgspec.json.decode(text)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        text = masked(body.decode(), secrets)
+        plain = json.dumps(msgspec.json.decode(text), ensure_ascii=False)
+    except (msgspec.DecodeError, UnicodeError, RecursionError):
         return b""
-    return masked(text, key).encode()
+    # JSON can write the same characters in several ways: a "/" as "\/", a "=" as "\u003d".
+    shown = masked(plain, secrets)
+    return (text if shown == plain else shown).encode(errors="replace")
 
 
 def _of_event(failure: Failure, upstream: UpstreamOptions) -> RelayError:
-    own = said(failure.body, upstream.key)
+    own = said(failure.body, upstream.secrets)
     message = own.message or "the upstream reported an error"
     status = own.status if is_of_the_request(own) and own.status else 400 if is_of_the_request(own) else 502
     code = own.code or "upstream_error"

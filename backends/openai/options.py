@@ -32,6 +32,10 @@ KEY_FILE_BYTES_MAX = 16_384
 KEY_CHARACTERS_MAX = 4096
 _KEY_HEADERS = frozenset({"authorization", "api-key", "x-api-key"})
 _SOCKET_BASE = "http://localhost/v1"
+# Of a header that is added to each request, and may be a secret of another kind.
+_names_secret = re.compile(r"auth|key|token|secret|cookie|password|credential|session", re.IGNORECASE).search
+_SCHEMES = frozenset({"basic", "bearer", "digest", "token"})
+SECRET_CHARACTERS_MIN = 4  # of a part of a header: what is shorter would be found in any text
 _is_key = re.compile(r"[!-~]+").fullmatch
 _is_url_text = re.compile(r"[!-~]+").fullmatch
 _is_version = re.compile(r"v[0-9]+[a-z0-9]*").fullmatch
@@ -69,6 +73,7 @@ class UpstreamOptions:
     path: str  # that requests are posted to
     headers: tuple[tuple[str, str], ...] = field(repr=False)  # the same for each request; the key is among them
     key: str = field(repr=False)
+    secrets: tuple[str, ...] = field(repr=False)  # what nobody may be told: the key, and what headers have for one
     models: dict[str, str]  # asked for -> sent; empty = any
     defaults: Defaults
     breaker: BreakerOptions
@@ -134,6 +139,7 @@ def _upstream_options(options: OpenAIBackend, where: str, name: str, weight: int
         path=f"{base_path}/chat/completions",
         headers=tuple(headers.items()),
         key=key,
+        secrets=_secrets(key, headers),
         models=_models(options, where),
         defaults=Defaults(options.system, options.max_tokens, options.temperature, options.top_p, options.asks_usage),
         breaker=BreakerOptions(
@@ -241,6 +247,20 @@ def _key(options: OpenAIBackend, where: str) -> str:
     if not options.api_key_file:
         return _checked_key(options.api_key, f"{where}.api_key")
     return _read_key(Path(options.api_key_file), f"{where}.api_key_file")
+
+
+def _secrets(key: str, headers: dict[str, str]) -> tuple[str, ...]:
+    """The longest first, as one may be a part of another. Also as JSON writes them in a string."""
+    found = {key}
+    for name, value in headers.items():
+        if _names_secret(name):
+            # "Bearer KEY" may be told without its first word, and a cookie without its name.
+            parts = re.split(r"[\s;,]+", value)
+            parts += [part.partition("=")[2].strip('"') for part in parts]
+            found.update(part for part in (value, *parts) if len(part) >= SECRET_CHARACTERS_MIN)
+    found -= {"", *(word for word in found if word.lower() in _SCHEMES)}
+    found |= {msgspec.json.encode(secret).decode()[1:-1] for secret in found}
+    return tuple(sorted(found, key=lambda secret: (-len(secret), secret)))
 
 
 def _checked_key(key: str, where: str) -> str:

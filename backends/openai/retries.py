@@ -73,12 +73,12 @@ def verdict(failure: Failure) -> Verdict:
         if failure.status not in STATUSES_AGAIN:
             return Verdict.FINAL
         # An account without money is refused like one that is too fast, and waiting does not help it.
-        is_lasting = failure.status == 429 and said(failure.body, "").code == "insufficient_quota"
+        is_lasting = failure.status == 429 and said(failure.body, ()).code == "insufficient_quota"
         is_unwanted = (
             failure.headers.get("x-should-retry", "").strip().lower() == "false"
         )  # as OpenAI tells its clients
         return Verdict.ELSEWHERE if is_lasting or is_unwanted else Verdict.AGAIN
-    if failure.kind is FailureKind.ERROR_EVENT and is_of_the_request(said(failure.body, "")):
+    if failure.kind is FailureKind.ERROR_EVENT and is_of_the_request(said(failure.body, ())):
         return Verdict.FINAL
     return _VERDICTS[failure.kind]
 
@@ -91,7 +91,7 @@ def blame(failure: Failure, *, has_retry_after: bool) -> Blame:
         if failure.status == 429 or (failure.status == 503 and has_retry_after):
             return Blame.NOBODY
         return Blame.REQUEST if 400 <= failure.status < 500 else Blame.UPSTREAM
-    if failure.kind is FailureKind.ERROR_EVENT and is_of_the_request(said(failure.body, "")):
+    if failure.kind is FailureKind.ERROR_EVENT and is_of_the_request(said(failure.body, ())):
         return Blame.REQUEST
     return Blame.UPSTREAM
 
