@@ -122,7 +122,10 @@ class Service:
         if not await _becomes_true(lambda: admission.active_count == 0, shutdown_s):
             logger.warning("%d streams did not finish within %d s", admission.active_count, shutdown_s)
             admission.stop_all()
-        if not await _becomes_true(lambda: self._planes.slots_used == 0, STOPPED_STREAMS_WAIT_S):
+        # A slot is free before its end has been heard, and what is not heard is in no account.
+        if not await _becomes_true(
+            lambda: self._planes.slots_used == admission.active_count == 0, STOPPED_STREAMS_WAIT_S
+        ):
             logger.warning("%d slots are abandoned", self._planes.slots_used)
 
     def stop(self) -> None:

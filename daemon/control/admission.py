@@ -421,6 +421,15 @@ class Admission:
             stream.adoption.ended(reason)
         self._observer.stream_ended(stream.backend, reason)
 
+    def settle(self, last_events: Callable[[Stream], tuple[EventRecord, EventRecord]]) -> None:
+        """The plane has been stopped: relayed streams that it left open have ended as these events say of them."""
+        if self._relays is None:
+            return
+        for stream in [stream for stream in self._streams.values() if stream.relayed is not None]:
+            usage, ended = last_events(stream)
+            self._relays.handlers[m.USAGE](usage)
+            self.on_ended(ended)
+
     def _stop(self, stream: Stream, reason: int, ending: Ending) -> None:
         slot, generation = stream.slot, stream.generation
         payload, head_bytes = ending

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import struct
 from typing import TYPE_CHECKING
@@ -54,7 +55,7 @@ class EventReader:
         self._loop.remove_reader(self._fd)
 
     def read(self) -> None:
-        """Handle what has come. Also called by hand when the loop has ended and the last events are wanted."""
+        """Handle what has come."""
         try:
             data = os.read(self._fd, READ_BYTES)
         except BlockingIOError:
@@ -63,6 +64,15 @@ class EventReader:
             self.stop()
             self._closed()
             return
+        self._handle(data)
+
+    def read_rest(self) -> None:
+        """Handle all that has come, when the plane has been told to stop: that its end is gone is no news then."""
+        with contextlib.suppress(BlockingIOError):
+            while data := os.read(self._fd, READ_BYTES):
+                self._handle(data)
+
+    def _handle(self, data: bytes) -> None:
         data, self._leftover = whole_records(self._leftover + data if self._leftover else data)
         handlers = self._handlers
         try:

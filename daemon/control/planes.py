@@ -6,12 +6,14 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import os
 import time
 from typing import TYPE_CHECKING
 
 from daemon.control import stream_table
+from daemon.control.abandoned import last_events
 from daemon.control.admission import Admission
 from daemon.control.commands import CommandWriter
 from daemon.control.events import EventReader, EventRecord
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
 
 LISTENER_IDLE_WAIT_S = 2.0
 THREADS_WAIT_S = 5.0
+JOIN_S = 0.01  # between two looks at what the data plane says while it stops
 
 logger = logging.getLogger(__name__)
 
@@ -134,13 +137,23 @@ class Planes:
         self._loop.remove_reader(self.data_plane.ended_fd)
         self._events.stop()
         self._writer.send(kind=m.SHUTDOWN_PLANE, flags=m.FORCE if self.slots_used else 0)
-        plane_has_ended = self.data_plane.join(THREADS_WAIT_S)
+        plane_has_ended = self._join_data_plane()
+        if plane_has_ended:
+            self.admission.settle(functools.partial(last_events, self.plane))
         transfers_have_ended = True
         if self.relays is not None and self.relays.transfers is not None:
             self.reachability.close()
             self.resolver.close()
             transfers_have_ended = self.relays.transfers.stop(THREADS_WAIT_S)
         return self._pool.stop(THREADS_WAIT_S) and plane_has_ended and transfers_have_ended
+
+    def _join_data_plane(self) -> bool:
+        """Its last events are read meanwhile, and behind it: they are ends of streams, for the accounts."""
+        deadline_s = time.monotonic() + THREADS_WAIT_S
+        while not (has_ended := self.data_plane.join(JOIN_S)) and time.monotonic() < deadline_s:
+            self._events.read_rest()
+        self._events.read_rest()
+        return has_ended
 
     # ---- what the data plane reports of itself
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from typing import TYPE_CHECKING
 
@@ -66,3 +67,18 @@ class Silent(Backend):
         yield "before"
         time.sleep(1.2)
         yield "after"
+
+
+class Hogs(Backend):
+    """Leaves a thread behind that keeps the interpreter to itself, for a long moment at a time, some seconds long."""
+
+    def chunks(self, request: Request) -> Iterator[str | bytes]:
+        del request
+        threading.Thread(target=self._hog, daemon=True).start()
+        yield "done"
+
+    @staticmethod
+    def _hog() -> None:
+        until_s = time.monotonic() + 4
+        while time.monotonic() < until_s:
+            sum(range(2_000_000))  # in one instruction, so that nobody else has a turn

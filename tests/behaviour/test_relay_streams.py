@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import socket
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -25,6 +26,7 @@ from tests.upstream.patterns import UNICODE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
+    from pathlib import Path
 
 TOKENS = ["The", " quick", " brown", " fox"]
 # Escaped are five characters, in short, and other controls, as \u00xx. The rest is raw.
@@ -266,3 +268,32 @@ def test_one_that_is_cut_does_not_disturb_the_others(relay: Relay, transport: st
             error_at_end(answer)
         else:
             assert_complete(answer, TOKENS)
+
+
+# ---- the daemon's end
+
+
+HOGS = '[backend.hogs]\nclass = "example_backends:Hogs"\n'
+
+
+@pytest.mark.parametrize("reads", [True, False])
+def test_every_stream_that_a_shutdown_ends_has_its_row(kernel: str, tmp_path: Path, reads: bool) -> None:
+    # Who reads nothing keeps his stream open, until the daemon leaves without him.
+    text = TOKENS if reads else ["x" * 1000] * 2000
+    plan = Plan(openai_stream(text, finish=None, done=False), fault=Fault.STALL)
+    other = f"{HOGS}[timeouts]\nshutdown_timeout_s = 1\n"
+    with relaying(kernel, tmp_path, by_all, other, attempts_max=1, breaker_failures=0) as relay:
+        begun = [relay.open(plan, by=transport) for transport in TRANSPORTS for _ in range(60)]
+        for client, _ in begun:
+            assert client.recv(1, socket.MSG_PEEK)
+        # The streams end in the plane before the control plane has a turn.
+        assert relay.daemon.ask({"backend": "hogs"}).contents == ["done"]
+        assert relay.daemon.stop() == 0
+        rows = [row for _, name in begun for row in relay.rows(name)]
+        assert [row["request_id"] for row in rows] == [name for _, name in begun]
+        assert {row["end_reason"] for row in rows} == {"shutdown"}
+        assert all(row["completion_tokens"] > 0 and row["bytes"] > 0 for row in rows)
+        assert all(0 < row["first_token_ms"] < row["duration_ms"] for row in rows)
+        if reads:
+            for client, _ in begun:
+                error_at_end(read_all(client))

@@ -100,3 +100,16 @@ def test_the_end_of_the_plane_is_told_once(reading: Reading) -> None:
     reading.turn()
     reading.turn()
     assert reading.closed_count == 1
+
+
+def test_what_is_left_is_read_to_its_end(reading: Reading) -> None:
+    reading.reader.stop()
+    count = 1000
+    for slot in range(count):
+        os.write(reading.write_fd, event(m.ENDED, slot=slot))
+    reading.reader.read_rest()
+    assert [record[2] for record in reading.seen] == list(range(count))
+    os.close(reading.write_fd)
+    reading.write_fd = os.dup(reading.read_fd)
+    reading.reader.read_rest()
+    assert reading.closed_count == 0
