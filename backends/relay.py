@@ -137,7 +137,7 @@ class Outcome(NamedTuple):
     prompt_tokens: int | None  # None where the upstream did not say
     completion_tokens: int | None
     malformed_events: int
-    cancel_s: float | None = None  # from the client's leaving to the upstream's connection closed, where it left
+    cancel_s: float | None = None  # from the client's leaving to the upstream's connection closed, where it is known
     stale_retries: int = 0  # kept connections that turned out to be dead, replaced without a word
 
 
@@ -161,3 +161,9 @@ class Relay:
 
     def ended(self, outcome: Outcome) -> None:
         """The stream is over, however it ended: called exactly once, also when no attempt was made after `first`."""
+
+    def cancelled(self, seconds: float) -> None:
+        """After `ended`: the client had left, and to cut the upstream's answer short took so long.
+
+        Where the outcome has it as `cancel_s`, this is not called.
+        """

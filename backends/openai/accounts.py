@@ -188,6 +188,10 @@ class RelayAccounts:
         is_served = outcome.first_token_s is not None
         _account(accounts.of_models(model, row.model_answered, is_served=is_served), row, outcome)
 
+    def cancelled(self, upstream: str, seconds: float) -> None:
+        """So long after its client had left, an upstream was let go of; its stream's end has been told before."""
+        self.of(upstream).cancel.observe(seconds)
+
 
 def _account(accounts: ModelAccounts, row: LedgerRow, outcome: Outcome) -> None:
     reason = COMPLETE if outcome.is_complete else outcome.reason

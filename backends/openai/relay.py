@@ -147,6 +147,10 @@ class OpenAIRelay(Relay):
         self._shared.accounts.stream_ended(self._last_name, self._model, row, outcome)
         self._shared.ledger.write(row)
 
+    def cancelled(self, seconds: float) -> None:
+        """The upstream was let go of, on another thread."""
+        self._shared.accounts.cancelled(self._last_name, seconds)
+
     # ---- whom to ask
 
     def _attempt(self, upstream: UpstreamState, now_s: float, delay_ms: int) -> Attempt:

@@ -348,7 +348,9 @@ class Relays:
         if relayed.timer is not None:
             relayed.timer.cancel()
         if relayed.by_worker and self.transfers is not None:
-            self.transfers.cancel(stream.slot, stream.generation)
+            # The plane knows how long closing took of its own connections only.
+            closed = relayed.relay.cancelled if record[4] == st.CLIENT_GONE else None
+            self.transfers.cancel(stream.slot, stream.generation, closed)
         self._let_go(relayed)
         relayed.attempt = None
         relayed.relay.ended(_outcome(record, relayed.usage))

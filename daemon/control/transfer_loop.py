@@ -13,7 +13,7 @@ import select
 import signal
 import time
 from collections import deque
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from backends.relay import Failure, FailureKind
 from daemon.control.commands import pack_with_tail, tail
@@ -36,6 +36,14 @@ Key = tuple[int, int]  # slot and generation
 
 _RESTART_DELAY_S = 0.1
 _NEVER_S = float("inf")
+
+
+class Cancel(NamedTuple):
+    """A request to give up what is under way for a stream."""
+
+    key: Key
+    asked_s: float
+    closed: Callable[[float], None] | None  # told how long that took, where it was a client's leaving
 
 
 class CommandBatches:
@@ -117,7 +125,7 @@ class TransferLoop:
         self._commands = CommandBatches(command_fd, self._epoll)
         self._leftover = b""
         # From the main thread. Appending and taking are atomic; the eventfd orders them.
-        self._requests: deque[Transfer | Key] = deque()
+        self._requests: deque[Transfer | Cancel] = deque()
         self._is_stopping = False
         # The thread's own.
         self._pools: dict[Origin, Pool] = {}
@@ -125,6 +133,8 @@ class TransferLoop:
         self._transfers: dict[Key, Transfer] = {}  # those the plane or the control plane waits for
         self._touched: list[Transfer] = []  # have something for the plane
         self._deadlines = Deadlines()
+        self._woken_s = 0.0
+        self._closed_s: dict[Key, float] = {}  # how long closing took, until the control plane asks
 
     # ------------------------------------------------------------------------------------------ for the main thread
 
@@ -132,9 +142,9 @@ class TransferLoop:
         """Carry out an attempt."""
         self._ask(Transfer(slot, generation, number, attempt))
 
-    def cancel(self, slot: int, generation: int) -> None:
-        """Give up what is under way for a stream, if anything is."""
-        self._ask((slot, generation))
+    def cancel(self, slot: int, generation: int, closed: Callable[[float], None] | None = None) -> None:
+        """Give up what is under way for a stream, if anything is. The thread calls `closed` if it was cut short."""
+        self._ask(Cancel((slot, generation), time.monotonic(), closed))
 
     def stop(self) -> None:
         """End the thread."""
@@ -151,7 +161,7 @@ class TransferLoop:
         """Transfers under way, and requests that have not been looked at."""
         return len(self._transfers) + len(self._requests)
 
-    def _ask(self, request: Transfer | Key) -> None:
+    def _ask(self, request: Transfer | Cancel) -> None:
         self._requests.append(request)
         os.eventfd_write(self._wake_fd, 1)
 
@@ -178,7 +188,9 @@ class TransferLoop:
     def _turn(self) -> None:
         sockets = self._sockets
         is_asked = False
-        for fd, events in self._epoll.poll(self._timeout_s()):
+        ready = self._epoll.poll(self._timeout_s())
+        self._woken_s = time.monotonic()
+        for fd, events in ready:
             pool = sockets.get(fd)
             if pool is not None:
                 pool.act(fd, events)
@@ -231,7 +243,7 @@ class TransferLoop:
             if isinstance(request, Transfer):
                 self._begin(request)
             else:
-                self._drop(request)
+                self._cancel(request)
             self._requests.popleft()
 
     def _begin(self, transfer: Transfer) -> None:
@@ -291,6 +303,16 @@ class TransferLoop:
         self._forget(transfer)
         self._remove(transfer)
         self._report(transfer.slot, transfer.generation, transfer.number, failure)
+
+    def _cancel(self, request: Cancel) -> None:
+        seconds = self._closed_s.pop(request.key, None)
+        transfer = self._transfers.get(request.key)
+        was_running = transfer is not None and not transfer.has_ended
+        self._drop(request.key)
+        if was_running:
+            seconds = time.monotonic() - request.asked_s
+        if seconds is not None and request.closed is not None:
+            request.closed(seconds)
 
     def _drop(self, key: Key) -> None:
         """The control plane wants nothing more of a stream's transfer."""
@@ -367,7 +389,11 @@ class TransferLoop:
         """The stream is over. After its true end the body's own is near, which lets the connection be kept."""
         self._forget(transfer)
         if reason != st.COMPLETE or transfer.has_ended:
+            was_running = not transfer.has_ended
             self._remove(transfer)
+            if was_running:
+                # The plane told at some time before the thread woke. Its ENDED makes the control plane ask for this.
+                self._closed_s[transfer.slot, transfer.generation] = time.monotonic() - self._woken_s
             return
         transfer.linger()
         if transfer.is_paused:

@@ -6,6 +6,7 @@ plane's parsers are the only ones. It is started, and libcurl loaded, when a tra
 
 from __future__ import annotations
 
+import functools
 import logging
 import threading
 from typing import TYPE_CHECKING
@@ -56,10 +57,14 @@ class Transfers:
         assert self._transfer_loop is not None
         self._transfer_loop.begin(slot, generation, number, attempt)
 
-    def cancel(self, slot: int, generation: int) -> None:
-        """The stream is over, or its attempt was given up. Nothing is wrong where none is under way."""
+    def cancel(self, slot: int, generation: int, closed: Callable[[float], None] | None = None) -> None:
+        """The stream is over, or its attempt was given up. Nothing is wrong where none is under way.
+
+        `closed(seconds)` is called later on the main thread, if the upstream's answer was cut short by that.
+        """
         if self._transfer_loop is not None:
-            self._transfer_loop.cancel(slot, generation)
+            told = None if closed is None else functools.partial(self._call_soon, closed)
+            self._transfer_loop.cancel(slot, generation, told)
 
     def stop(self, timeout_s: float) -> bool:
         """End the thread and close all connections; what is under way is not finished. False when it does not end."""
@@ -99,7 +104,11 @@ class Transfers:
 
     def _report(self, slot: int, generation: int, number: int, failure: Failure) -> None:
         """On the transfers' thread."""
+        self._call_soon(self._failed, slot, generation, number, failure)
+
+    def _call_soon(self, callback: Callable[..., None], *arguments: object) -> None:
+        """On the transfers' thread, for the main thread."""
         try:
-            self._loop.call_soon_threadsafe(self._failed, slot, generation, number, failure)
+            self._loop.call_soon_threadsafe(callback, *arguments)
         except RuntimeError:  # the main thread's loop has been closed: the process is ending
-            logger.debug("a transfer failed when nobody was left to hear of it")
+            logger.debug("a transfer ended when nobody was left to hear of it")

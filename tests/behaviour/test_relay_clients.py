@@ -82,6 +82,8 @@ MOMENTS = {
 def test_the_upstream_stops_when_the_client_leaves(relay: Relay, transport: str, moment: str, tcp: bool) -> None:
     plan = MOMENTS[moment]
     waits: list[float] = []
+    measured = f'streaming_daemon_upstream_cancel_seconds_count{{upstream="{transport}"}}'
+    before = relay.daemon.metric(measured)
     with relay.ends("client_gone", ROUNDS):
         for _ in range(ROUNDS):
             client, model = relay.open(plan, by=transport, tcp=tcp)
@@ -93,6 +95,7 @@ def test_the_upstream_stops_when_the_client_leaves(relay: Relay, transport: str,
                 client.recv(len(HEAD) + 10)
             left_s = leave(client)
             waits.append(relay.upstream.wait_gone(request) - left_s)
+    relay.daemon.wait_for_metric(measured, before + ROUNDS)
     print(f"{transport}, {moment}: p99 {p99_ms(waits):.1f} ms, median {sorted(waits)[ROUNDS // 2] * 1000:.1f} ms")
     assert max(waits) < CANCEL_S_MAX
 

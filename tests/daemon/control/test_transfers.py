@@ -341,6 +341,35 @@ def test_leaving_in_mid_body_is_seen_at_once(plane: Plane, upstream: Upstream, m
 
 
 @every_protocol
+@pytest.mark.parametrize("by_plane", [True, False])
+def test_how_long_leaving_took_is_told_once(plane: Plane, upstream: Upstream, make: Make, by_plane: bool) -> None:
+    upstream.answer("m", Plan(EVENTS, fault=Fault.STALL))
+    seen = plane.begin(1, make(upstream))
+    plane.until(lambda: seen.body == BODY, "the body so far")
+    told: list[float] = []
+    if by_plane:
+        plane.stopped(1, st.CLIENT_GONE)
+        upstream.wait_gone(upstream.requests("m")[0])
+    plane.cancel(1, told.append)
+    plane.cancel(1, told.append)
+    plane.until(lambda: bool(told), "the time")
+    plane.go_on(0.05)
+    assert len(told) == 1
+    assert 0 < told[0] < 0.1
+
+
+def test_of_what_had_ended_by_itself_no_time_is_told(plane: Plane, upstream: Upstream) -> None:
+    upstream.answer("m", Plan(EVENTS))
+    seen = plane.begin(1, origin(upstream))
+    plane.until_over(seen)
+    told: list[float] = []
+    plane.stopped(1, st.CLIENT_GONE)
+    plane.cancel(1, told.append)
+    plane.go_on(0.1)
+    assert not told
+
+
+@every_protocol
 def test_leaving_before_the_head_is_seen_at_once(plane: Plane, upstream: Upstream, make: Make) -> None:
     upstream.answer("m", Plan(EVENTS, head_delay_s=5))
     plane.begin(1, make(upstream))

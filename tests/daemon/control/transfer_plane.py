@@ -76,8 +76,8 @@ class Plane:
         self.transfers.begin(slot, GENERATION, number, attempt)
         return self.streams[slot]
 
-    def cancel(self, slot: int) -> None:
-        self.transfers.cancel(slot, GENERATION)
+    def cancel(self, slot: int, closed: Callable[[float], None] | None = None) -> None:
+        self.transfers.cancel(slot, GENERATION, closed)
 
     def _failed(self, slot: int, generation: int, number: int, failure: Failure) -> None:
         assert generation == GENERATION
