@@ -23,6 +23,9 @@ _BUILT_IN = {"mock": "backends.mock:Mock", "echo": "backends.echo:Echo"}
 # Only there where something is to be relayed from: it imports more, and an error in its section is one at start.
 _OPENAI = "openai"
 _OPENAI_PATH = "backends.openai:OpenAI"
+# Only there where it is asked for: it needs an extra, and compiles.
+_MEL = "mel"
+_MEL_PATH = "backends.mel.backend:Mel"
 _CLASS_KEY = "class"
 
 
@@ -69,6 +72,9 @@ def _options(settings: Settings, name: str) -> Mapping[str, Any]:
     if name == _OPENAI and name not in settings.backend.others:
         relayed: dict[str, Any] = msgspec.to_builtins(settings.backend.openai)
         return relayed
+    if name == _MEL and name not in settings.backend.others:
+        computed: dict[str, Any] = msgspec.to_builtins(settings.backend.mel)
+        return {**computed, "data_dir": settings.server.data_dir}
     return {key: value for key, value in settings.backend.others.get(name, {}).items() if key != _CLASS_KEY}
 
 
@@ -86,6 +92,8 @@ def _paths(settings: Settings) -> dict[str, str]:
     paths = dict(_BUILT_IN)
     if settings.uses_openai and _OPENAI not in settings.backend.others:
         paths[_OPENAI] = _OPENAI_PATH
+    if settings.uses_mel and _MEL not in settings.backend.others:
+        paths[_MEL] = _MEL_PATH
     for name, section in settings.backend.others.items():
         own = section.get(_CLASS_KEY)
         if name in _BUILT_IN and own is None:

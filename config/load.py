@@ -45,6 +45,8 @@ PLACES = (
 
 ENVIRONMENT = {
     "MOCK_LATENCY_MS": "backend.mock.latency_ms",
+    "MEL_ENABLED": "backend.mel.enabled",
+    "MEL_DEVICE": "backend.mel.device",
     "OPENAI_API_KEY": "backend.openai.api_key",
     "OPENAI_API_BASE": "backend.openai.api_base",
     "OPENAI_API_SOCKET": "backend.openai.api_socket",
@@ -176,7 +178,8 @@ def reloaded(old: Settings, new: Settings) -> Settings:
 
 def _is_taken(path: str, old: Settings) -> bool:
     """Whether a reload puts a changed value in force. A backend that was not made at start is not made by a reload."""
-    return KEYS[path].is_reloadable and (old.uses_openai or not path.startswith("backend.openai."))
+    is_made = {"backend.openai": old.uses_openai, "backend.mel": old.uses_mel}
+    return KEYS[path].is_reloadable and is_made.get(KEYS[path].section, True)
 
 
 def _other_options(settings: Settings) -> dict[tuple[str, str], object]:

@@ -1,7 +1,7 @@
 """Every limit in the system, with its unit and its reason: frozen structs whose bounds msgspec checks.
 
 Attribute names are the configuration's keys; the section is the struct. `docs/settings.md` and the example file are
-generated from this module and config/openai.py by scripts/generate_reference.py.
+generated from this module, config/openai.py and config/mel.py by scripts/generate_reference.py.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import msgspec
 from msgspec import Meta
 
 from config.declaring import reloadable
+from config.mel import MelBackend
 from config.openai import OpenAIBackend
 
 Identity = Annotated[int, Meta(ge=0, le=(1 << 32) - 2)]
@@ -170,6 +171,7 @@ class Backend(msgspec.Struct, frozen=True, kw_only=True):
 
     mock: MockBackend = MockBackend()
     openai: OpenAIBackend = OpenAIBackend()
+    mel: MelBackend = MelBackend()
     others: dict[str, dict[str, Any]] = {}
 
 
@@ -190,3 +192,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     def uses_openai(self) -> bool:
         """Whether the backend `openai` is made: it is the default, or something is set that it could relay from."""
         return self.server.backend == "openai" or self.backend.openai.is_configured
+
+    @property
+    def uses_mel(self) -> bool:
+        """Whether the backend `mel` is made: it needs libraries and memory that others do not."""
+        return self.server.backend == "mel" or self.backend.mel.enabled

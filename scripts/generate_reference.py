@@ -28,7 +28,7 @@ WIDTH = 100
 SWITCHED_ON = {"monitoring.metrics_port": 9090}
 """What the example sets: metrics are off by default, as the C daemon's, but who copies a file wants them."""
 
-SOURCES = "config/settings.py and config/openai.py"
+SOURCES = "config/settings.py, config/openai.py and config/mel.py"
 TABLE_EXAMPLES = {
     "backend.openai.upstreams": (
         'name = "gpu-1"',

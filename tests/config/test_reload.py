@@ -6,21 +6,23 @@ import msgspec
 import pytest
 
 from config.load import load, reload_difference, reloaded
+from config.mel import MelBackend
 from config.schema import KEYS, SECTIONS, Key, value_of
 from config.settings import Backend, Server, Settings
 
-# The backend `openai` is in use, because it is the default one: otherwise nothing of its section is reloaded.
-RELAYING = Settings(server=Server(backend="openai"))
+# The backends `openai` and `mel` are in use: otherwise nothing of their sections is reloaded.
+RELAYING = Settings(server=Server(backend="openai"), backend=Backend(mel=MelBackend(enabled=True)))
 
 
 def changed(key: Key) -> Settings:
     """The defaults with another value for one key; whether it is permitted plays no part here."""
     struct = SECTIONS[key.section]
-    section = struct(**{"backend": "openai"} if struct is Server else {})
+    used: dict[type[msgspec.Struct], dict[str, object]] = {Server: {"backend": "openai"}, MelBackend: {"enabled": True}}
+    section = struct(**used.get(struct, {}))
     section = msgspec.structs.replace(section, **{key.name: "another"})
     if key.section.startswith("backend."):
         name = key.section.removeprefix("backend.")
-        return msgspec.structs.replace(RELAYING, backend=msgspec.structs.replace(Backend(), **{name: section}))
+        return msgspec.structs.replace(RELAYING, backend=msgspec.structs.replace(RELAYING.backend, **{name: section}))
     return msgspec.structs.replace(RELAYING, **{key.section: section})
 
 

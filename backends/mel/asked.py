@@ -1,0 +1,100 @@
+"""What a request asks of the backend: its field `audio_path`, and those below `options`. Pure; any thread."""
+
+from __future__ import annotations
+
+import typing
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
+
+import msgspec
+
+from backends.interface import BackendError
+from config.mel import (
+    CHANNELS_MAX,
+    SAMPLE_RATE_MAX_HZ,
+    SAMPLE_RATE_MIN_HZ,
+    MelBackend,
+    MelFormat,
+    MelNormalisation,
+    MelNumberType,
+    SampleFormat,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from backends.interface import Request
+
+_CHOICES: dict[str, tuple[object, ...]] = {
+    "format": typing.get_args(MelFormat),
+    "bins": (80, 128),
+    "normalisation": typing.get_args(MelNormalisation),
+    "dtype": typing.get_args(MelNumberType),
+    "sample_format": typing.get_args(SampleFormat),
+}
+_NUMBERS = {"sample_rate": (SAMPLE_RATE_MIN_HZ, SAMPLE_RATE_MAX_HZ), "channels": (1, CHANNELS_MAX)}
+_KNOWN = sorted(_CHOICES.keys() | _NUMBERS.keys())
+_UPLOADS = "WAV, s16le and f32le"
+# Types of an upload that say nothing, and those of WAV; other sounds and films are known not to be understood.
+_WAV_TYPES = frozenset({"audio/wav", "audio/x-wav", "audio/wave", "audio/vnd.wave"})
+_RAW_TYPES = frozenset({"audio/pcm", "audio/x-pcm", "audio/raw", "audio/x-raw", "audio/basic-pcm"})
+
+
+class Asked(NamedTuple):
+    """One request, checked."""
+
+    audio_path: str | None  # None where the audio is the upload
+    format: MelFormat
+    bins: int
+    normalisation: MelNormalisation
+    dtype: MelNumberType
+    sample_format: SampleFormat
+    sample_rate: int
+    channels: int
+
+
+def asked(request: Request, defaults: MelBackend) -> Asked:
+    """What a request asks, with the section's values for what it leaves out.
+
+    BackendError: 400 that names the field, 403 for a path in a request over HTTP, 415 for audio that is not understood.
+    """
+    said = request.options
+    options = said.get("options")
+    if options is None:
+        options = {}
+    if not isinstance(options, dict):
+        raise BackendError(400, "field `options`: an object is expected")
+    values = _checked(cast("dict[str, Any]", options))
+    path = said.get("audio_path")
+    if path is None:
+        values.setdefault("sample_format", _of_content_type(request.headers) or defaults.sample_format)
+    elif not isinstance(path, str):
+        raise BackendError(400, "field `audio_path`: a text is expected")
+    elif request.headers:
+        # Whoever hands over has decided what its client may hear; who comes over HTTP has not been asked.
+        raise BackendError(403, "field `audio_path`: over HTTP the audio is the request's body")
+    section = msgspec.structs.asdict(defaults)
+    return Asked(audio_path=path, **{name: values.get(name, section[name]) for name in Asked._fields[1:]})
+
+
+def _checked(options: dict[str, Any]) -> dict[str, Any]:
+    for name, value in options.items():
+        choices, bounds = _CHOICES.get(name), _NUMBERS.get(name)
+        if choices is not None:
+            if not any(value == choice and type(value) is type(choice) for choice in choices):
+                status = 415 if name == "sample_format" else 400
+                raise BackendError(status, f"field `options.{name}`: known are {', '.join(map(str, choices))}")
+        elif bounds is None:
+            raise BackendError(400, f"field `options`: it has a field that is not known; known are {', '.join(_KNOWN)}")
+        elif type(value) is not int or not bounds[0] <= value <= bounds[1]:
+            raise BackendError(400, f"field `options.{name}`: an integer from {bounds[0]} to {bounds[1]} is expected")
+    return dict(options)
+
+
+def _of_content_type(headers: Mapping[str, str]) -> SampleFormat | None:
+    """What an upload's type says of its samples; None where it leaves that open."""
+    kind = headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind in _WAV_TYPES:
+        return "wav"
+    if kind.startswith(("audio/", "video/")) and kind not in _RAW_TYPES:
+        raise BackendError(415, f"header `content-type`: uploads may be {_UPLOADS}")
+    return None
