@@ -13,7 +13,8 @@ import pytest
 
 from backends.interface import Fields, Request
 from backends.registry import Registry
-from config.settings import Performance, Server, Settings, ThreadPool, Timeouts
+from config.mel import MelBackend
+from config.settings import Backend, Performance, Server, Settings, ThreadPool, Timeouts
 from daemon.control.admission import Admission
 from daemon.control.adoption import Adoption
 from daemon.control.commands import CommandWriter
@@ -41,6 +42,7 @@ class Planes:
             thread_pool=ThreadPool(pool_size=2),
             timeouts=Timeouts(linger_timeout_ms=500),
             performance=Performance(body_buffer_bytes=4096, body_buffer_count=8),
+            backend=Backend(mel=MelBackend(enabled=True)),
         )
         registry = Registry(settings)
         plane = allocate(settings)
@@ -67,11 +69,17 @@ class Planes:
         self.reasons: list[int] = []
 
     def upload(
-        self, body_bytes: int | None, prefix: bytes = b"", *, expects_100: bool = False, chunked: bool = True
+        self,
+        body_bytes: int | None,
+        prefix: bytes = b"",
+        *,
+        expects_100: bool = False,
+        chunked: bool = True,
+        backend: str = "echo",
     ) -> socket.socket:
         """The client's end of a connection whose request says so."""
         server, client = socket.socketpair()
-        adoption = Adoption("echo", Request(Fields()), HEAD, chunked=chunked, ended=self.reasons.append)
+        adoption = Adoption(backend, Request(Fields()), HEAD, chunked=chunked, ended=self.reasons.append)
         adoption.expect_body(body_bytes, prefix, expects_100=expects_100)
         self.loop.call_soon_threadsafe(self.admission.adopt, server.detach(), adoption)
         client.settimeout(10)
@@ -221,3 +229,23 @@ def test_a_slow_reader_stops_its_own_upload(planes: Planes) -> None:
         assert sender.is_alive()  # 3 MB are in no buffer of ours
         assert unchunked(everything(client).removeprefix(HEAD)) == body
         sender.join()
+
+
+def test_features_flow_while_their_audio_is_still_arriving(planes: Planes) -> None:
+    with planes.upload(32_000, chunked=False, backend="mel") as client:
+        client.sendall(bytes(16_000))
+        got = b""
+        while b'"first":0' not in got or not got.endswith(b"\n\n"):
+            got += client.recv(65_536)
+        client.sendall(bytes(16_000))
+        got += everything(client)
+    assert got.startswith(HEAD)
+    assert got.endswith(b"\n\ndata: [DONE]\n\n")
+
+
+def test_audio_that_breaks_off_has_no_true_end(planes: Planes) -> None:
+    with planes.upload(32_000, chunked=False, backend="mel") as client:
+        client.sendall(bytes(16_000))
+        assert client.recv(10)
+        client.shutdown(socket.SHUT_WR)
+        assert b"[DONE]" not in everything(client)
