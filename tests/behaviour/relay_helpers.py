@@ -172,6 +172,7 @@ class Relay:
     @contextlib.contextmanager
     def ends(self, reason: str, count: int = 1) -> Generator[None]:
         """What happens inside ends so many streams for this reason, and none for another."""
+        time.sleep(0.02)  # the end of an earlier stream may be told 5 ms late
         before = self._ends()
         yield
         self.daemon.wait_for_metric(ended(reason), before.get(ended(reason), 0) + count)
