@@ -23,7 +23,6 @@ from daemon.control.transfer import Deadlines, Phase, Transfer
 from daemon.control.transfer_errors import failure_of
 from daemon.control.transfer_pool import Pool
 from daemon.plane import messages as m
-from daemon.plane import state as st
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -376,7 +375,7 @@ class TransferLoop:
                 if record[0] == m.RELEASED:
                     self._released(transfer, record[11])
                 elif record[0] == m.STOPPED:
-                    self._stopped(transfer, record[4])
+                    self._stopped(transfer, record[1])
 
     def _released(self, transfer: Transfer, released_bytes: int) -> None:
         if released_bytes > transfer.pushed_bytes:
@@ -385,10 +384,10 @@ class TransferLoop:
         if transfer.pending:
             self._touched.append(transfer)
 
-    def _stopped(self, transfer: Transfer, reason: int) -> None:
+    def _stopped(self, transfer: Transfer, flags: int) -> None:
         """The stream is over. After its true end the body's own is near, which lets the connection be kept."""
         self._forget(transfer)
-        if reason != st.COMPLETE or transfer.has_ended:
+        if not flags & m.COMPLETE or transfer.has_ended:
             was_running = not transfer.has_ended
             self._remove(transfer)
             if was_running:

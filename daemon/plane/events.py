@@ -222,6 +222,7 @@ def _write_worker(plane: Any, slot: int, channel: int, index: int) -> int:
     if pending & WORKER_STOPPED:
         event = _begin(plane, channel, index, m.STOPPED, slot, stream.generation)
         event.reason = stream.reason
+        event.flags = m.COMPLETE if stream.flags & m.FLAG_TRUE_END else 0
         event.bytes = stream.inline_done
         event.count = stream.ranges_done
         stream.channel = 0

@@ -222,6 +222,8 @@ class Feed:
             self._take_back(event, everything=stopped)
             if stopped:
                 self.stopped = True
+                true_end = bool(event.flags & m.COMPLETE)
+                check(self.ending == "complete" if true_end else event.reason != st.COMPLETE, f"a true end: {event}")
             elif not self.done:
                 self._plan()
 
