@@ -24,6 +24,8 @@ TEXT_BYTES_MAX = 64
 PROMPT_DEFAULT = "Hello"
 
 Format = Literal["content", "openai", "raw"]
+# Which of the HTTP front's endpoints a request came to; empty for a handoff.
+Endpoint = Literal["", "chat", "completions", "audio"]
 
 
 class BackendError(Exception):
@@ -125,10 +127,13 @@ _NEVER = NeverCancelled()
 class Request:
     """One stream's request, as its backend sees it. Ask it only on the thread that runs the backend."""
 
-    __slots__ = ("body", "control", "fields", "headers", "raw")
+    __slots__ = ("body", "control", "endpoint", "fields", "headers", "raw")
 
-    def __init__(self, fields: Fields, raw: bytes = b"", headers: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self, fields: Fields, raw: bytes = b"", headers: Mapping[str, str] | None = None, endpoint: Endpoint = ""
+    ) -> None:
         """`raw` is the JSON that `fields` came from; `headers` those of an HTTP request, in lower case."""
+        self.endpoint: Endpoint = endpoint
         self.fields = fields
         self.raw = b"" if raw == b"\0" else raw  # one NUL byte stands for an empty handoff
         self.headers: Mapping[str, str] = headers or {}

@@ -1,0 +1,43 @@
+"""Errors of the HTTP front: raised before a response's head has been sent, and always in OpenAI's envelope."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from daemon.control.answers import error_type
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+
+class ApiError(Exception):
+    """A request that gets an error. Its message goes to the client, and never holds a secret."""
+
+    def __init__(
+        self,
+        status: int,
+        code: str | None,
+        message: str,
+        *,
+        param: str | None = None,
+        headers: Mapping[str, str] | None = None,
+        body: bytes = b"",
+        content_type: str = "application/json",
+    ) -> None:
+        """`status` is 400 to 599, `param` the field at fault; `body` takes the place of the envelope."""
+        super().__init__(message)
+        self.status = status
+        self.code = code
+        self.message = message
+        self.param = param
+        self.headers = dict(headers or {})
+        self.body = body or envelope(status, code, message, param)
+        self.content_type = content_type
+
+
+def envelope(status: int, code: str | None, message: str, param: str | None = None) -> bytes:
+    """The body of an error as OpenAI's clients read it."""
+    error = {"message": message, "type": error_type(status), "param": param, "code": code}
+    return msgspec.json.encode({"error": error})
