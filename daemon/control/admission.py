@@ -10,24 +10,24 @@ import ctypes
 import functools
 import logging
 import resource
-import time
 from typing import TYPE_CHECKING, NamedTuple
 
-from backends.interface import BackendError, Request
+from backends.interface import TEXT_BYTES_MAX, BackendError, Request
 from backends.relay import Relay, RelayError
 from backends.sse import KEEP_ALIVE
-from daemon.control.answers import STANDARD_HEAD, Ending, either, streaming_head, typed_head
+from daemon.control.adoption import HEAD_BYTES_MAX, Entry
+from daemon.control.answers import Ending, either, typed_head
 from daemon.control.commands import pack
 from daemon.control.descriptor import (
     CLEAR_NONBLOCKING,
     NOT_A_STREAM_SOCKET,
-    PEER_UNKNOWN,
     WANT_CREDENTIALS,
     Scratch,
     inspect,
 )
-from daemon.control.handoff import Refusal, decode, header_lines
-from daemon.control.limits import UserLimits, policy_of, remembered
+from daemon.control.gate import RETRY_AFTER_S, Gate
+from daemon.control.handoff import Refusal, decode
+from daemon.control.limits import policy_of, remembered
 from daemon.control.opening import Opener
 from daemon.control.rare_log import RareLog
 from daemon.control.relays import is_relaying
@@ -46,17 +46,16 @@ if TYPE_CHECKING:
     from daemon.control.adoption import Adoption
     from daemon.control.commands import CommandWriter
     from daemon.control.events import EventRecord
-    from daemon.control.relays import Relays
+    from daemon.control.relays import Relayed, Relays
     from daemon.control.scripts import ScriptBook
     from daemon.control.streams import Observer
     from daemon.control.workers import WorkerPool
 
 logger = logging.getLogger(__name__)
 
-RETRY_AFTER_S = 1  # of refusals for want of room: it may be free again at once
-RETRY_AFTER_DRAIN_S = 5
 DESCRIPTORS_RESERVED = 200  # for the process itself, and for idle connections to upstreams
 _string_at = ctypes.string_at
+_PACED_BYTES_MAX = m.PAYLOAD_BYTES_MAX - HEAD_BYTES_MAX - 2 * TEXT_BYTES_MAX  # what an OPEN holds beside a head
 _UNUSUAL = m.CONTROL_TRUNCATED | m.EXTRA_DESCRIPTORS
 
 # What EXPIRED is answered with: the status before the first byte, and what is said then and later.
@@ -103,14 +102,14 @@ class Admission:
         self._rare = RareLog(logger)
         self._scratch = Scratch()
         self._clear_nonblocking = CLEAR_NONBLOCKING if kernel == "io_uring" else 0
-        self._users = UserLimits(0, 0)
+        self._gate = Gate(self._rare)
         self._streams: dict[int, Stream] = {}
         self._adoptions: dict[int, Adoption] = {}
         self._next_cookie = 1
         self._relays = None if relays is None else relays(self._streams.get)
         self._descriptors_max = resource.getrlimit(resource.RLIMIT_NOFILE)[0] - DESCRIPTORS_RESERVED
         self._body_count = 0
-        self.draining = False
+        self._entry_count = 0  # let in, but their sockets have not come yet
         self._apply(settings)
 
     # -------------------------------------------------------------------------------------------- for the service
@@ -132,8 +131,17 @@ class Admission:
 
     @property
     def active_count(self) -> int:
-        """Streams that are open."""
-        return len(self._streams)
+        """Streams that are open, those included whose sockets are on their way."""
+        return len(self._streams) + self._entry_count
+
+    @property
+    def draining(self) -> bool:
+        """Whether everything new is refused."""
+        return self._gate.draining
+
+    @draining.setter
+    def draining(self, draining: bool) -> None:
+        self._gate.draining = draining
 
     def backend_of(self, slot: int) -> str:
         """The backend that streams on a slot, or "-"."""
@@ -150,7 +158,7 @@ class Admission:
     ) -> None:
         """End every stream with a true word: a response where nothing has left yet, otherwise an error event."""
         for stream in self._streams.values():
-            self._stop(stream, reason, _ending(status, st.REASONS[reason], detail, stream.style))
+            self._stop(stream, reason, _ending(status, st.REASONS[reason], detail, stream.style, stream.lines))
         self._writer.flush()
 
     def reload(self, settings: Settings) -> None:
@@ -159,21 +167,104 @@ class Admission:
         self._apply(settings)
         self._writer.send(kind=m.CONFIGURE, handoff_timeout_ms=settings.timeouts.handoff_timeout_ms)
 
-    def adopt(self, client_fd: int, adoption: Adoption) -> bool:
-        """Stream on a socket of this process; its descriptor is the plane's from now. False when there is no room."""
-        if self.draining or len(self._adoptions) >= WAITING_MAX // 2:
-            return False
+    # -------------------------------------------------------------------------------------------- for the HTTP front
+
+    def admit(self, name: str, request: Request, *, user: str = "", has_body: bool = False) -> Entry:
+        """Let a request of the front in, whose socket follows by `adopt`. Raises Refusal; then nothing is held.
+
+        The limits are those of handoffs. `user` is who they are counted for; `has_body`: an upload follows.
+        """
+        self._gate.check_room(self.active_count)
+        if len(self._adoptions) >= WAITING_MAX // 2:
+            raise Refusal(503, "connection_limit", "as many streams as can be opened at once are being opened", 1)
+        if has_body:
+            self._gate.check_bodies(self._body_count)
+        route = self._routes[name]
+        entry = Entry(route.name, route.backend, request)
+        counted = user and self._gate.users.active
+        if counted:
+            self._gate.check_user(remembered(user))
+        self._prepare(entry, route)
+        if counted:
+            entry.user = remembered(user)
+            self._gate.users.hold(entry.user)
+        if has_body:
+            entry.has_body = True
+            self._body_count += 1
+        self._entry_count += 1
+        return entry
+
+    def adopt(self, client_fd: int, adoption: Adoption) -> None:
+        """Stream what was let in on a socket of this process; its descriptor is the plane's from now."""
         cookie = self._next_cookie
         self._next_cookie += 1
         self._adoptions[cookie] = adoption
         self._writer.send(kind=m.ADOPT, client_fd=client_fd, cookie=cookie)
-        return True
+
+    def abandon(self, entry: Entry) -> None:
+        """The socket of what was let in does not come: its client has left."""
+        self._entry_count -= 1
+        if entry.user is not None:
+            self._gate.users.release(entry.user)
+        if entry.has_body:
+            self._body_count -= 1
+        if entry.relayed is not None and self._relays is not None:
+            self._relays.abandon(entry.relayed)
+        elif entry.opened is None:
+            self._pool.give_back()
+
+    def _prepare(self, entry: Entry, route: Route) -> None:
+        """Find out who makes the stream, and keep what it needs. It is the backend's own code, as for a handoff."""
+        request = entry.request
+        try:
+            opened = route.backend.open(request) if route.in_plane else None
+            if isinstance(opened, Relay):
+                entry.style = opened.format
+                entry.relayed = self._first(opened)
+                return
+            if opened is not None and len(opened.text) + len(opened.opening) <= _PACED_BYTES_MAX:
+                entry.opened = self._script_number(opened, route.name), opened
+                return
+            form = route.backend.form(request)
+        except Refusal:
+            raise
+        except BaseException as error:  # noqa: BLE001  (whatever a backend raises is told as a refusal)
+            raise _refusal_of(error, route.name) from None
+        if form is not None:
+            entry.style, entry.content_type = form
+        if not self._pool.reserve():
+            raise Refusal(503, "queue_full", "all workers are busy and the queue is full", RETRY_AFTER_S)
+
+    def _admit_adopted(self, stream: Stream, adoption: Adoption) -> None:
+        entry = adoption.entry
+        self._entry_count -= 1
+        stream.adoption = adoption
+        stream.backend, stream.style, stream.head = entry.name, entry.style, adoption.head
+        stream.user, stream.has_body = entry.user, entry.has_body
+        slot, generation = stream.slot, stream.generation
+        if entry.relayed is not None:
+            assert self._relays is not None, "it chose the first attempt"
+            stream.relayed = entry.relayed
+            self._writer.add(self._opener.relayed(slot, generation, adoption.flags))
+            self._started(stream)
+            self._relays.begin(stream)
+            return
+        if entry.opened is None:
+            job = Job(slot, generation, entry.name, entry.backend, entry.request)
+            job.chunked, job.has_body, job.lines = bool(adoption.flags & m.CHUNKED), entry.has_body, adoption.lines
+            command = self._opener.adopted(slot, generation, adoption, events=entry.style != "raw")
+            self._enqueue(stream, job, command)
+            return
+        script, paced = entry.opened
+        packed = self._opener.paced(slot, generation, script, paced, adoption.head, adoption.flags)
+        assert packed is not None, "whether it fits was asked when it was let in"
+        self._writer.add(packed)
+        self._started(stream)
 
     def _apply(self, settings: Settings) -> None:
         self._policy = policy_of(settings)
         self._opener = Opener(self._policy)
-        self._users.streams_max = settings.limits.streams_per_user
-        self._users.per_minute = settings.limits.requests_per_minute_per_user
+        self._gate.apply(settings, self._policy)
         checked = self._policy.allowed_uids or self._policy.allowed_gids
         self._wanted = self._clear_nonblocking | (WANT_CREDENTIALS if checked else 0)
         in_plane = not self._policy.every_backend_pooled
@@ -193,18 +284,19 @@ class Admission:
         if found == NOT_A_STREAM_SOCKET:
             self._rare.warn("handoff of something that is no stream socket", "descriptor_refused")
             self._writer.add(self._opener.dropped(slot, generation, st.DESCRIPTOR_REFUSED))
+            assert not adopted, "the front gives stream sockets"
             return
         if flags & _UNUSUAL:
             self._rare.warn("handoff with more descriptors than one", "extra_descriptors")
         stream = Stream(slot, generation, accepted_ns)
         try:
-            if wanted & WANT_CREDENTIALS:
-                self._check_peer(found)
             if adopted:
                 self._admit_adopted(stream, self._adoptions.pop(cookie))
                 return
-            self._check_room()
-            self._check_size(flags)
+            if wanted & WANT_CREDENTIALS:
+                self._gate.check_peer(found, self._scratch)
+            self._gate.check_room(len(self._streams) + self._entry_count)
+            self._gate.check_size(flags)
             data = _string_at(address, length)
             self._admit(stream, decode(data), data)
         except Refusal as refusal:
@@ -219,10 +311,10 @@ class Admission:
         stream.backend = route.name
         stream.style = route.backend.format
         if fields.response_headers:
-            stream.head = self._head(fields.response_headers)
-        if fields.user_id is not None and self._users.active:
+            stream.head = self._gate.head(fields.response_headers)
+        if fields.user_id is not None and self._gate.users.active:
             user = remembered(fields.user_id)
-            self._check_user(user)
+            self._gate.check_user(user)
             stream.user = user
         request = Request(fields, data)
         if not (route.in_plane and self._open_in_plane(stream, route, request)):
@@ -237,57 +329,51 @@ class Admission:
         try:
             opened = route.backend.open(request)
             if isinstance(opened, Relay):
-                self._open_relay(stream, opened)
-                return True
-            command = None if opened is None else self._paced_command(stream, opened)
+                stream.style = opened.format
+                stream.relayed = self._first(opened)
+                command: bytes | None = self._opener.relayed(stream.slot, stream.generation)
+            elif opened is None:
+                return False
+            else:
+                script = self._script_number(opened, route.name)
+                command = self._opener.paced(stream.slot, stream.generation, script, opened, stream.head)
         except Refusal:
             raise
-        except RelayError as error:
-            raise Refusal(error.status, error.code, error.message, error.retry_after_s) from None
-        except BackendError as error:
-            raise Refusal(error.status, "backend_error", error.message) from None
-        except BaseException:
-            logger.exception("backend failed", extra={"backend": route.name})
-            raise Refusal(500, "backend_error", "the backend failed") from None
-        if command is None:
+        except BaseException as error:  # noqa: BLE001  (whatever a backend raises is told as a refusal)
+            raise _refusal_of(error, route.name) from None
+        if command is None:  # it does not fit in one
             return False
         self._writer.add(command)
         self._started(stream)
+        if stream.relayed is not None and self._relays is not None:
+            self._relays.begin(stream)
         return True
 
-    def _open_relay(self, stream: Stream, relay: Relay) -> None:
+    def _first(self, relay: Relay) -> Relayed:
         """A stream that an upstream makes; its connection needs a descriptor of its own."""
         assert self._relays is not None, "the registry knows who relays"
-        stream.style = relay.format
-        if len(self._streams) + self._relays.count + 2 > self._descriptors_max:
+        if self.active_count + self._relays.count + 2 > self._descriptors_max:
             raise Refusal(503, "descriptor_limit", "no descriptors are left for another relayed stream", RETRY_AFTER_S)
-        stream.relayed = self._relays.first(relay)
-        self._writer.add(self._opener.relayed(stream.slot, stream.generation))
-        self._started(stream)
-        self._relays.begin(stream)
+        return self._relays.first(relay)
 
-    def _paced_command(self, stream: Stream, paced: Paced) -> bytes | None:
-        """None when the stream does not fit in a command."""
+    def _script_number(self, paced: Paced, name: str) -> int:
         script = self._scripts.number(paced.script)
         if script is None:
-            logger.error("backend opened a script that its scripts() does not list", extra={"backend": stream.backend})
+            logger.error("backend opened a script that its scripts() does not list", extra={"backend": name})
             raise Refusal(500, "backend_error", "the backend failed")
-        return self._opener.paced(stream.slot, stream.generation, script, paced, stream.head)
+        return script
 
-    def _open_pushed(self, stream: Stream, route: Route, request: Request, adoption: Adoption | None = None) -> None:
+    def _open_pushed(self, stream: Stream, route: Route, request: Request) -> None:
         self._take_form(stream, route, request)
         if not self._pool.reserve():
             raise Refusal(503, "queue_full", "all workers are busy and the queue is full", RETRY_AFTER_S)
         job = Job(stream.slot, stream.generation, route.name, route.backend, request)
-        job.head = stream.head
-        job.style = stream.style
-        events = stream.style != "raw"
-        if adoption is None:
-            command = self._opener.pushed(stream.slot, stream.generation, events=events)
-        else:
-            job.chunked = bool(adoption.flags & m.CHUNKED)
-            job.has_body = stream.has_body
-            command = self._opener.adopted(stream.slot, stream.generation, adoption, events=events)
+        command = self._opener.pushed(stream.slot, stream.generation, events=stream.style != "raw")
+        self._enqueue(stream, job, command)
+
+    def _enqueue(self, stream: Stream, job: Job, command: bytes) -> None:
+        """A worker makes the stream, for which a place in the queue is kept."""
+        job.head, job.style = stream.head, stream.style
         stream.job = job
         self._started(stream)
         # The worker's START must come behind the OPEN: only what is in the pipe is in order.
@@ -301,82 +387,21 @@ class Admission:
             if form is None:
                 return
             stream.style = form.format
-            if stream.adoption is None:
-                stream.head = typed_head(stream.head, form.content_type)
-        except BackendError as error:
-            raise Refusal(error.status, "backend_error", error.message) from None
-        except BaseException:
-            logger.exception("backend failed", extra={"backend": route.name})
-            raise Refusal(500, "backend_error", "the backend failed") from None
-
-    def _admit_adopted(self, stream: Stream, adoption: Adoption) -> None:
-        stream.adoption = adoption
-        self._check_room()
-        route = self._routes.get(adoption.backend)
-        assert route is not None, "the HTTP front names backends of the registry"
-        stream.backend = route.name
-        stream.style = route.backend.format
-        stream.head = adoption.head
-        if adoption.has_body:
-            if self._body_count >= self._policy.bodies_max:
-                raise Refusal(503, "too_many_bodies", "as many uploads as are allowed are arriving", RETRY_AFTER_S)
-            stream.has_body = True
-        self._open_pushed(stream, route, adoption.request, adoption)
+            stream.head = typed_head(stream.head, form.content_type)
+        except BaseException as error:  # noqa: BLE001  (whatever a backend raises is told as a refusal)
+            raise _refusal_of(error, route.name) from None
 
     def _started(self, stream: Stream) -> None:
         self._streams[stream.slot] = stream
-        if stream.user is not None:
-            self._users.hold(stream.user)
-        if stream.has_body:
-            self._body_count += 1
+        if stream.user is not None and stream.adoption is None:  # of the front's it was done when they were let in
+            self._gate.users.hold(stream.user)
         self._observer.stream_started(stream.backend)
-
-    # -------------------------------------------------------------------------------------------- what may come in
-
-    def _check_room(self) -> None:
-        if self.draining:
-            raise Refusal(503, "draining", "the server is shutting down", RETRY_AFTER_DRAIN_S)
-        if len(self._streams) >= self._policy.connections_max:
-            raise Refusal(503, "connection_limit", "as many streams as are allowed are open", RETRY_AFTER_S)
-
-    def _check_size(self, flags: int) -> None:
-        if flags & m.DATA_TRUNCATED:
-            limit = self._policy.handoff_bytes_max
-            raise Refusal(413, "handoff_too_large", f"the handoff's data is larger than {limit} bytes")
-
-    def _check_peer(self, found: int) -> None:
-        policy, scratch = self._policy, self._scratch
-        allowed = found != PEER_UNKNOWN and (scratch.uid in policy.allowed_uids or scratch.gid in policy.allowed_gids)
-        if not allowed:
-            raise Refusal(403, "peer_refused", "the process that handed this connection over may not do so")
-
-    def _check_user(self, user: int | str) -> None:
-        users = self._users
-        if not users.may_hold(user):
-            raise Refusal(429, "streams_per_user", f"a user may hold {users.streams_max} streams", RETRY_AFTER_S)
-        wait_s = users.start(user, time.monotonic())
-        if wait_s > 0:
-            detail = f"a user may start {users.per_minute} streams a minute"
-            raise Refusal(429, "requests_per_minute_per_user", detail, wait_s)
-
-    def _head(self, headers: dict[str, object]) -> bytes | None:
-        """The head with a handoff's own headers; None where none of them is left."""
-        lines, dropped_count = header_lines(headers)
-        if dropped_count > 0:
-            self._rare.warn("response headers of a handoff that are not allowed", "response_headers")
-        limit = self._policy.head_bytes_max
-        if len(STANDARD_HEAD) + len(lines) > limit:
-            detail = f"field `response_headers` of the handoff: the response head is larger than {limit} bytes"
-            raise Refusal(400, "response_head_too_large", detail)
-        return streaming_head(lines) if lines else None
 
     def _refuse(self, stream: Stream, refusal: Refusal) -> None:
         self._rare.warn("handoff refused", refusal.code, detail=refusal.detail)
         self._observer.handoff_rejected(refusal.code)
         response = refusal.response(stream.style)
         self._writer.add(self._opener.refused(stream.slot, stream.generation, response))
-        if stream.adoption is not None and stream.adoption.ended is not None:
-            stream.adoption.ended(st.REFUSED)
 
     # -------------------------------------------------------------------------------------------- a stream's end
 
@@ -387,7 +412,7 @@ class Admission:
             return  # its ENDED was on its way
         reason = record[4]
         status, detail = _EXPIRED[reason]
-        self._stop(stream, reason, _ending(status, st.REASONS[reason], detail, stream.style))
+        self._stop(stream, reason, _ending(status, st.REASONS[reason], detail, stream.style, stream.lines))
 
     def on_keep_alive_due(self, record: EventRecord) -> None:
         """A long silence before the first byte: the head and a comment, so that nothing on the way gives up."""
@@ -410,7 +435,7 @@ class Admission:
             return
         assert stream.generation == record[3], "one ENDED for each stream"
         if stream.user is not None:
-            self._users.release(stream.user)
+            self._gate.users.release(stream.user)
         if stream.job is not None:
             self._pool.end(stream.job)
         if stream.relayed is not None and self._relays is not None:
@@ -423,6 +448,9 @@ class Admission:
 
     def settle(self, last_events: Callable[[Stream], tuple[EventRecord, EventRecord]]) -> None:
         """The plane has been stopped: relayed streams that it left open have ended as these events say of them."""
+        for adoption in self._adoptions.values():
+            self.abandon(adoption.entry)
+        self._adoptions.clear()
         if self._relays is None:
             return
         for stream in [stream for stream in self._streams.values() if stream.relayed is not None]:
@@ -440,6 +468,18 @@ class Admission:
             self._pool.cancel(stream.job)
 
 
+def _refusal_of(error: BaseException, name: str) -> Refusal:
+    """What a client is told when its backend's code raised."""
+    if isinstance(error, RelayError):
+        refusal = Refusal(error.status, error.code, error.message, error.retry_after_s)
+        refusal.param, refusal.body, refusal.content_type = error.param, error.body, error.content_type
+        return refusal
+    if isinstance(error, BackendError):
+        return Refusal(error.status, "backend_error", error.message)
+    logger.error("backend failed", exc_info=error, extra={"backend": name})
+    return Refusal(500, "backend_error", "the backend failed")
+
+
 @functools.lru_cache(maxsize=64)
-def _ending(status: int, code: str, detail: str, style: Format) -> Ending:
-    return either(status, code, detail, style, RETRY_AFTER_S if status == 503 else 0)
+def _ending(status: int, code: str, detail: str, style: Format, lines: bytes | None) -> Ending:
+    return either(status, code, detail, style, RETRY_AFTER_S if status == 503 else 0, lines=lines)

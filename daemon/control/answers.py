@@ -92,8 +92,13 @@ def _envelope(status: int, detail: str, code: str) -> dict[str, Any]:
     return {"error": {"message": detail, "type": error_type(status), "param": None, "code": code}}
 
 
-def problem(status: int, code: str, detail: str, style: Format = "content", retry_after_s: int = 0) -> bytes:
-    """A whole response that refuses: the status, why, and when to come back where that is known."""
+def problem(
+    status: int, code: str, detail: str, style: Format = "content", retry_after_s: int = 0, lines: bytes = b""
+) -> bytes:
+    """A whole response that refuses: the status, why, and when to come back where that is known.
+
+    `lines` are more header lines, each ended by CR LF.
+    """
     detail = _sayable(detail, DETAIL_CHARACTERS_MAX)
     if style == "openai":
         kind = b"application/json"
@@ -107,18 +112,18 @@ def problem(status: int, code: str, detail: str, style: Format = "content", retr
     head = b"HTTP/1.1 %d %b\r\nContent-Type: %b\r\nContent-Length: %d\r\nCache-Control: no-store\r\n" % (
         status, phrase(status).encode(), kind, len(body),
     )  # fmt: skip
-    return head + retry + b"Connection: close\r\n\r\n" + body
+    return head + retry + lines + b"Connection: close\r\n\r\n" + body
 
 
-def answer_of(status: int, content_type: str, body: bytes, retry_after_s: int = 0) -> bytes:
+def answer_of(status: int, content_type: str, body: bytes, retry_after_s: int = 0, lines: bytes = b"") -> bytes:
     """A whole response with somebody else's body, such as an upstream's."""
     kind = "".join(character for character in content_type if " " <= character <= "~") or "application/octet-stream"
     retry = f"Retry-After: {retry_after_s}\r\n" if retry_after_s > 0 else ""
     head = (
         f"HTTP/1.1 {status} {phrase(status)}\r\nContent-Type: {kind}\r\nContent-Length: {len(body)}\r\n"
-        f"Cache-Control: no-store\r\n{retry}Connection: close\r\n\r\n"
+        f"Cache-Control: no-store\r\n{retry}"
     )
-    return head.encode("ascii") + body
+    return head.encode("ascii") + lines + b"Connection: close\r\n\r\n" + body
 
 
 def error_event(status: int, code: str, detail: str) -> bytes:
@@ -127,10 +132,22 @@ def error_event(status: int, code: str, detail: str) -> bytes:
     return b"event: error\ndata: " + body + b"\n\n"
 
 
-def either(status: int, code: str, detail: str, style: Format = "content", retry_after_s: int = 0) -> Ending:
-    """The payload of a STOP. A raw stream has no events: once its head has left it can only be cut."""
+def either(
+    status: int,
+    code: str,
+    detail: str,
+    style: Format = "content",
+    retry_after_s: int = 0,
+    *,
+    lines: bytes | None = None,
+) -> Ending:
+    """The payload of a STOP. A raw stream has no events: once its head has left it can only be cut.
+
+    `lines` are more header lines of the response. They are given for the HTTP front alone, whose clients all read
+    OpenAI's envelope.
+    """
     detail = detail[:EVENT_CHARACTERS_MAX]
-    response = problem(status, code, detail, style, retry_after_s)
+    response = problem(status, code, detail, style if lines is None else "openai", retry_after_s, lines or b"")
     event = b"" if style == "raw" else error_event(status, code, detail)
     assert len(response) + len(event) <= PAYLOAD_BYTES_MAX
     return Ending(response + event, len(response))

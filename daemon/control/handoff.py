@@ -41,6 +41,10 @@ class Refusal(Exception):  # noqa: N818  (it is no error of ours: the client get
         self.code = code
         self.detail = detail
         self.retry_after_s = retry_after_s
+        # What the HTTP front says beyond that: the field at fault, and an upstream's own answer.
+        self.param: str | None = None
+        self.body = b""
+        self.content_type = "application/json"
 
     def response(self, style: Format = "content") -> bytes:
         """The whole HTTP response."""

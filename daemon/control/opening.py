@@ -46,7 +46,9 @@ class Opener:
             **fields,
         )
 
-    def paced(self, slot: int, generation: int, script: int, paced: Paced, head: bytes | None) -> bytes | None:
+    def paced(
+        self, slot: int, generation: int, script: int, paced: Paced, head: bytes | None, flags: int = 0
+    ) -> bytes | None:
         """A stream that the plane makes; `head` is None for the standard one. None where it does not fit a command."""
         _, count, interval_ps, latency_ms, text, opening = paced
         key = (script, count, interval_ps, latency_ms)
@@ -54,9 +56,9 @@ class Opener:
         if common is None:
             common = self._paced_tail(key)
         if head is None:
-            payload, head_bytes, flags = text + opening, 0, self._flags | m.STANDARD_HEAD
+            payload, head_bytes, flags = text + opening, 0, self._flags | m.STANDARD_HEAD | flags
         else:
-            payload, head_bytes, flags = text + head + opening, len(head), self._flags
+            payload, head_bytes, flags = text + head + opening, len(head), self._flags | flags
         if len(payload) > m.PAYLOAD_BYTES_MAX:
             return None
         return pack_with_tail(common, m.OPEN, flags, slot, generation, payload, head_bytes, len(text))

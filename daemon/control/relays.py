@@ -157,6 +157,11 @@ class Relays:
             raise
         return relayed
 
+    def abandon(self, relayed: Relayed) -> None:
+        """The stream is not opened, because its client has left meanwhile."""
+        relayed.attempt = None
+        relayed.relay.ended(_refused())
+
     def begin(self, stream: Stream) -> None:
         """Its OPEN is on its way: make the attempt that was chosen."""
         assert stream.relayed is not None
@@ -381,10 +386,11 @@ def _headers(head: bytes) -> dict[str, str]:
 
 def _ending(error: RelayError, stream: Stream) -> Ending:
     """Both ways to say why a relay failed. An upstream's own body is passed on where it fits a command."""
-    ending = either(error.status, error.code, error.message, stream.style, error.retry_after_s)
+    lines = stream.lines
+    ending = either(error.status, error.code, error.message, stream.style, error.retry_after_s, lines=lines)
     if not error.body:
         return ending
-    response = answer_of(error.status, error.content_type, error.body, error.retry_after_s)
+    response = answer_of(error.status, error.content_type, error.body, error.retry_after_s, lines or b"")
     event = ending.payload[ending.head_bytes :]
     if len(response) + len(event) > m.PAYLOAD_BYTES_MAX:
         return ending

@@ -67,3 +67,8 @@ class Stream:
         self.relayed: Relayed | None = None
         self.adoption: Adoption | None = None
         self.has_body = False
+
+    @property
+    def lines(self) -> bytes | None:
+        """Header lines for whole responses, where the HTTP front asked; None for a handoff."""
+        return None if self.adoption is None else self.adoption.lines

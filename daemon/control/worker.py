@@ -328,7 +328,7 @@ class Worker:
 
     def _fail(self, job: Job, reason: int, status: int, message: str) -> None:
         """An end that is no true one: a response of its own if nothing has left yet, otherwise an error event."""
-        ending = either(status, st.REASONS[reason], message, job.style)
+        ending = either(status, st.REASONS[reason], message, job.style, lines=job.lines)
         slot, generation, head_bytes = job.slot, job.generation, ending.head_bytes
         command = pack(
             ending.payload, kind=m.STOP, slot=slot, generation=generation, head_bytes=head_bytes, reason=reason

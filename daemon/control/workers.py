@@ -34,6 +34,7 @@ class Job:
         "generation",
         "has_body",
         "head",
+        "lines",
         "name",
         "request",
         "settled",
@@ -51,6 +52,7 @@ class Job:
         self.request = request
         self.head: bytes | None = None  # None is the standard head
         self.style: Format = backend.format  # the form of its errors
+        self.lines: bytes | None = None  # of its responses that are errors; None for a handoff
         self.chunked = False
         self.has_body = False
         # Written by the main thread.
@@ -106,6 +108,11 @@ class WorkerPool:
                 return False
             self._reserved += 1
             return True
+
+    def give_back(self) -> None:
+        """A place that was reserved is not needed."""
+        with self._lock:
+            self._reserved -= 1
 
     def enqueue(self, job: Job) -> None:
         """Give out a job whose place was reserved, now that its OPEN is on its way."""

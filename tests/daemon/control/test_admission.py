@@ -23,6 +23,7 @@ from daemon.control.adoption import Adoption
 from daemon.control.answers import STANDARD_HEAD
 from daemon.control.commands import CommandWriter
 from daemon.control.events import EventReader
+from daemon.control.handoff import Refusal
 from daemon.control.scripts import ScriptBook
 from daemon.control.workers import WorkerPool
 from daemon.plane import messages as m
@@ -501,38 +502,66 @@ def test_a_full_queue_is_a_503(desk: Callable[..., Desk]) -> None:
 def test_an_adopted_socket_streams_like_any_other(desk: Callable[..., Desk]) -> None:
     one = desk()
     reasons: list[int] = []
-    adoption = Adoption("echo", Request(Fields()), b"HTTP/1.1 200 OK\r\n\r\n", chunked=True, ended=reasons.append)
+    entry = one.admission.admit("echo", Request(Fields()), has_body=True)
+    assert one.admission.active_count == 1
+    adoption = Adoption(entry, b"HTTP/1.1 200 OK\r\n\r\n", chunked=True, ended=reasons.append)
     adoption.expect_body(10, b"abc", expects_100=True)
-    assert one.admission.adopt(one.client.fileno(), adoption)
+    one.admission.adopt(one.client.fileno(), adoption)
     (adopt,) = one.channels.commands()
     assert (adopt.kind, adopt.client_fd) == (m.ADOPT, one.client.fileno())
     opened = one.hand_over(b"", flags=m.ADOPTED, count=adopt.cookie)
     assert opened.flags == m.QUEUED | m.CHUNKED | m.BODY_LENGTH | m.BODY_PREFIX
     assert (opened.length, opened.prefix_bytes, opened.payload) == (10, 3, b"abc")
     assert opened.keep_alive_ms == 0
+    assert one.admission.active_count == 1
     one.end(reason=st.CLIENT_GONE)
     assert reasons == [st.CLIENT_GONE]
+    assert one.admission.active_count == 0
 
 
-def test_uploads_are_counted(desk: Callable[..., Desk]) -> None:
+def test_an_adopted_socket_gets_what_the_plane_makes(desk: Callable[..., Desk]) -> None:
+    one = desk()
+    head = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+    entry = one.admission.admit("mock", Request(Fields(user_id=7, prompt="Hi")))
+    one.admission.adopt(one.client.fileno(), Adoption(entry, head, chunked=True))
+    (adopt,) = one.channels.commands()
+    opened = one.hand_over(b"", flags=m.ADOPTED, count=adopt.cookie)
+    assert (opened.source, opened.flags, opened.head_bytes) == (m.SOURCE_PACED, m.CHUNKED, len(head))
+    assert opened.payload.startswith(b"7" + head)
+    assert b"Prompt: Hi" in opened.payload
+    one.end(reason=st.COMPLETE)
+
+
+def test_uploads_are_counted_and_what_is_abandoned_counts_no_more(desk: Callable[..., Desk]) -> None:
     one = desk(performance=Performance(body_buffer_count=1))
-    reasons: list[int] = []
-    opened: list[Recorded] = []
-    for slot in range(2):
-        adoption = Adoption("echo", Request(Fields()), b"HTTP/1.1 200 OK\r\n\r\n", ended=reasons.append)
-        adoption.expect_body(None, b"", expects_100=True)
-        assert adoption.has_body
-        one.admission.adopt(one.client.fileno(), adoption)
-        cookie = next(command.cookie for command in one.channels.commands() if command.kind == m.ADOPT)
-        opened.append(one.hand_over(b"", slot=slot, flags=m.ADOPTED, count=cookie))
-    assert opened[0].flags & m.BODY_CHUNKED
-    assert opened[0].flags & m.CONTINUE_100
-    assert problem_of(opened[1])["code"] == "too_many_bodies"
-    assert reasons == [st.REFUSED]
+    entry = one.admission.admit("echo", Request(Fields()), has_body=True)
+    with pytest.raises(Refusal, match="too_many_bodies"):
+        one.admission.admit("echo", Request(Fields()), has_body=True)
+    adoption = Adoption(entry, b"HTTP/1.1 200 OK\r\n\r\n")
+    adoption.expect_body(None, b"", expects_100=True)
+    one.admission.adopt(one.client.fileno(), adoption)
+    cookie = next(command.cookie for command in one.channels.commands() if command.kind == m.ADOPT)
+    opened = one.hand_over(b"", flags=m.ADOPTED, count=cookie)
+    assert opened.flags & m.BODY_CHUNKED
+    assert opened.flags & m.CONTINUE_100
     one.end(reason=st.CLIENT_GONE)
+    one.admission.abandon(one.admission.admit("echo", Request(Fields()), has_body=True))
+    assert (one.admission.active_count, one.pool.queued_count) == (0, 0)
+    one.admission.abandon(one.admission.admit("echo", Request(Fields()), has_body=True))
 
 
-def test_nothing_is_adopted_while_draining(desk: Callable[..., Desk]) -> None:
+def test_users_of_the_front_are_limited_like_others(desk: Callable[..., Desk]) -> None:
+    one = desk(limits=Limits(streams_per_user=1))
+    entry = one.admission.admit("mock", Request(Fields()), user="key:a")
+    with pytest.raises(Refusal, match="streams_per_user"):
+        one.admission.admit("mock", Request(Fields()), user="key:a")
+    one.admission.abandon(one.admission.admit("mock", Request(Fields()), user="key:b"))
+    one.admission.abandon(entry)
+    one.admission.abandon(one.admission.admit("mock", Request(Fields()), user="key:a"))
+
+
+def test_nothing_is_let_in_while_draining(desk: Callable[..., Desk]) -> None:
     one = desk()
     one.admission.drain()
-    assert not one.admission.adopt(one.client.fileno(), Adoption("echo", Request(Fields()), b""))
+    with pytest.raises(Refusal, match="draining"):
+        one.admission.admit("echo", Request(Fields()))

@@ -79,9 +79,14 @@ class Planes:
     ) -> socket.socket:
         """The client's end of a connection whose request says so."""
         server, client = socket.socketpair()
-        adoption = Adoption(backend, Request(Fields()), HEAD, chunked=chunked, ended=self.reasons.append)
-        adoption.expect_body(body_bytes, prefix, expects_100=expects_100)
-        self.loop.call_soon_threadsafe(self.admission.adopt, server.detach(), adoption)
+
+        def adopt() -> None:
+            entry = self.admission.admit(backend, Request(Fields()), has_body=True)
+            adoption = Adoption(entry, HEAD, chunked=chunked, ended=self.reasons.append)
+            adoption.expect_body(body_bytes, prefix, expects_100=expects_100)
+            self.admission.adopt(server.detach(), adoption)
+
+        self.loop.call_soon_threadsafe(adopt)
         client.settimeout(10)
         return client
 
