@@ -70,7 +70,7 @@ class UpstreamOptions:
     name: str
     where: str  # its section, for messages to the operator
     origin: Origin
-    path: str  # that requests are posted to
+    base_path: str  # what requests are posted to lies behind it
     headers: tuple[tuple[str, str], ...] = field(repr=False)  # the same for each request; the key is among them
     key: str = field(repr=False)
     secrets: tuple[str, ...] = field(repr=False)  # what nobody may be told: the key, and what headers have for one
@@ -136,7 +136,7 @@ def _upstream_options(options: OpenAIBackend, where: str, name: str, weight: int
         name=name,
         where=where,
         origin=origin,
-        path=f"{base_path}/chat/completions",
+        base_path=base_path,
         headers=tuple(headers.items()),
         key=key,
         secrets=_secrets(key, headers),

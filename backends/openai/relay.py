@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple, NoReturn
 
 from backends.openai.errors import of_failure
 from backends.openai.ledger import LedgerRow
+from backends.openai.request import CHARACTERS_PER_TOKEN
 from backends.openai.retries import Blame, Verdict, backoff_ms, blame, retry_after_s, verdict, whole_seconds
 from backends.openai.upstreams import PARKED_S_MAX, Upstreams
 from backends.relay import Attempt, Failure, FailureKind, Relay, RelayError
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
     from backends.openai.upstreams import Running, UpstreamState
     from backends.relay import Outcome
 
-CHARACTERS_PER_TOKEN = 4  # of English, roughly; where the upstream does not say, an estimate is better than nothing
 ERROR_CHARACTERS_MAX = 200
 LABELS_MAX = 64
 OTHER = "other"
@@ -164,7 +164,7 @@ class OpenAIRelay(Relay):
         self._last_name = upstream.name
         return Attempt(
             origin=options.origin,
-            path=options.path,
+            path=options.base_path + prepared.path,
             headers=options.headers + prepared.headers,
             body=body,
             model=self._shared.label(prepared.model),

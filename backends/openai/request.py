@@ -1,7 +1,8 @@
 """What an upstream is asked: the body and the headers that follow from a handoff, or from an HTTP request. Pure.
 
 The handoff is decoded again here, whole, because what the daemon does not know must reach the upstream as it came:
-parts of messages, calls of tools, parameters under `options`.
+parts of messages, calls of tools, parameters under `options`. A request of the HTTP front's API has been looked at, and
+speaks the upstream's own language: all of it goes on, but for what makes it a stream.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from backends.openai.errors import RequestError
 
 if TYPE_CHECKING:
     import random
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from backends.interface import Request
     from backends.openai.options import Defaults
@@ -25,6 +26,9 @@ REQUEST_ID_CHARACTERS_MAX = 128
 TEST_PATTERN_CHARACTERS_MAX = 64
 MODEL_CHARACTERS_MAX = 256
 USAGE = {"include_usage": True}
+CHARACTERS_PER_TOKEN = 4  # of English, roughly; where the upstream does not say, an estimate is better than nothing
+_CHAT_PATH = "/chat/completions"
+_COMPLETIONS_PATH = "/completions"
 
 # What is the daemon's own, or is put into the body by name: never taken over from an HTTP request as it stands.
 _SET_HERE = frozenset({"stream", "stream_options", "n"})
@@ -34,6 +38,8 @@ _NOT_PARAMETERS = _SET_HERE | frozenset(
         *("response_headers", "options", "format", "upstream", "traceparent"),
     }
 )
+# Of a request that speaks the upstream's language: what is put into its body by name.
+_NAMED = frozenset({"model", "messages", "stream", "stream_options"})
 _SYSTEM_ROLES = frozenset({"system", "developer"})
 _encode = msgspec.json.Encoder().encode
 _is_request_id = re.compile(r"[!-~]{1,128}").fullmatch
@@ -45,7 +51,7 @@ class Prepared(NamedTuple):
     """A request that is right, ready for any upstream."""
 
     body: dict[str, Any]  # parameters that the request gives itself
-    messages: list[object]
+    messages: list[object] | None  # None: it is no conversation, and `body` has the prompt
     has_system: bool  # among the messages
     model: str
     format: RelayFormat
@@ -54,13 +60,16 @@ class Prepared(NamedTuple):
     request_id: str
     headers: tuple[tuple[str, str], ...]  # of this request alone
     prompt_characters: int
+    path: str = _CHAT_PATH  # behind the base's own
+    stream_options: Mapping[str, Any] = {}
 
     def encoded(self, model: str, defaults: Defaults) -> bytes:
         """The body for one upstream: what the request leaves out is as that has it. Raises RequestError."""
-        messages = self.messages
-        if defaults.system and not self.has_system:
-            messages = [{"role": "system", "content": defaults.system}, *messages]
-        body: dict[str, Any] = {"model": model, "messages": messages}
+        body: dict[str, Any] = {"model": model}
+        if self.messages is not None:
+            body["messages"] = self.messages
+            if defaults.system and not self.has_system:
+                body["messages"] = [{"role": "system", "content": defaults.system}, *self.messages]
         given = self.body
         if defaults.max_tokens and "max_tokens" not in given and "max_completion_tokens" not in given:
             body["max_tokens"] = defaults.max_tokens
@@ -71,7 +80,9 @@ class Prepared(NamedTuple):
         body.update(given)
         body["stream"] = True
         if defaults.asks_usage or self.passes_usage:
-            body["stream_options"] = USAGE
+            body["stream_options"] = {**self.stream_options, **USAGE}
+        elif self.stream_options:
+            body["stream_options"] = self.stream_options
         try:
             return _encode(body)
         except RecursionError:
@@ -82,6 +93,8 @@ def prepare(request: Request, model: str, style: RelayFormat, randomness: random
     """Look at everything once. `model` and `style` count where the request names none. Raises RequestError."""
     fields = request.fields
     said = _said(request)
+    if request.endpoint in _PATHS:
+        return _spoken(request, said, model, _request_id(request, randomness))
     options = said.get("options")
     if options is None:
         options = {}
@@ -111,6 +124,45 @@ def prepare(request: Request, model: str, style: RelayFormat, randomness: random
         ),
         prompt_characters=characters,
     )
+
+
+_PATHS: dict[str, str] = {"chat": _CHAT_PATH, "completions": _COMPLETIONS_PATH}
+"""Where an upstream has what the HTTP front's endpoints stand for."""
+
+
+def _spoken(request: Request, said: dict[str, Any], model: str, request_id: str) -> Prepared:
+    """A request of the HTTP front's API. Its fields are right; the conversation is looked at for its length."""
+    messages, has_system = None, False
+    if request.endpoint == "chat":
+        messages, has_system, characters = _messages(request, said)
+    else:
+        characters = _prompt_characters(said.get("prompt"))
+    traceparent = request.headers.get("traceparent")
+    given = said.get("stream_options")
+    return Prepared(
+        body={name: value for name, value in said.items() if value is not None and name not in _NAMED},
+        messages=messages,
+        has_system=has_system,
+        model=_text(said, "model", MODEL_CHARACTERS_MAX) or model,
+        format="openai",
+        passes_usage=_asks_usage(said, ""),
+        upstream="",
+        request_id=request_id,
+        headers=_headers(request_id, traceparent, request.fields.test_pattern),
+        prompt_characters=characters,
+        path=_PATHS[request.endpoint],
+        stream_options=cast("dict[str, Any]", given) if isinstance(given, dict) else {},
+    )
+
+
+def _prompt_characters(prompt: object) -> int:
+    """About how long a prompt is; a token's number stands for as many characters as a token has."""
+    if isinstance(prompt, str):
+        return len(prompt)
+    if isinstance(prompt, list):
+        elements = cast("list[object]", prompt)
+        return sum(CHARACTERS_PER_TOKEN if isinstance(one, int) else _prompt_characters(one) for one in elements)
+    return 0
 
 
 def _said(request: Request) -> dict[str, Any]:
@@ -153,7 +205,7 @@ def _messages(request: Request, said: dict[str, Any]) -> tuple[list[object], boo
     messages: list[object] = list(cast("list[object]", given or []))
     if not messages:
         # A handoff without anything says Hello, as it always did; an HTTP client has made a mistake.
-        if request.headers and not isinstance(said.get("prompt"), str):
+        if request.endpoint or (request.headers and not isinstance(said.get("prompt"), str)):
             raise RequestError("invalid_value", "messages is required and must be a non-empty array", param="messages")
         messages = [{"role": "user", "content": request.prompt}]
     characters, has_system = 0, False

@@ -56,7 +56,7 @@ def refusal(**options: object) -> str:
 )
 def test_base_urls(base: str, expected: tuple[str, str, int, str]) -> None:
     assert parse_base(base, "here") == expected
-    assert one(api_base=base, needs_key=False).path == expected[3] + "/chat/completions"
+    assert one(api_base=base, needs_key=False).base_path == expected[3]
 
 
 @pytest.mark.parametrize(
@@ -120,7 +120,7 @@ def test_a_unix_socket() -> None:
         True,
     )
     named = one(api_socket="/run/llm.sock", api_base="http://llm.internal/openai/v1")
-    assert (named.origin.authority, named.path) == ("llm.internal", "/openai/v1/chat/completions")
+    assert (named.origin.authority, named.base_path) == ("llm.internal", "/openai/v1")
     for path in ("/\0", "/" + "ä" * 60):
         assert "api_socket is refused" in refusal(api_socket=path)
 

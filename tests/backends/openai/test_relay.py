@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as some
 
+from backends.interface import Fields, Request
 from backends.openai.ledger import LedgerRow
 from backends.relay import Attempt, Failure, FailureKind, RelayError
 from tests.backends.openai.making import Clock, answer, backend, failure, opened, outcome, several, upstream
@@ -54,6 +55,15 @@ def test_an_attempt_is_all_that_the_daemon_needs() -> None:
     assert json.loads(attempt.body)["model"] == "m"
     assert (attempt.delay_ms, relay.request_id, relay.format, relay.passes_usage) == (0, "r", "content", False)
     assert active(one) == [1]
+
+
+def test_a_completion_is_asked_for_where_the_upstream_has_completions() -> None:
+    one = backend(api_base="http://localhost:8000/some/v1")
+    relay = one.open(Request(Fields(), b'{"prompt":"p"}', {"host": "here"}, "completions"))
+    attempt = relay.first()
+    assert attempt.path == "/some/v1/completions"
+    assert json.loads(attempt.body)["prompt"] == "p"
+    assert relay.format == "openai"
 
 
 def test_the_model_is_sent_by_the_upstreams_name_for_it() -> None:

@@ -21,6 +21,8 @@ from tests.backends.openai.making import request
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from backends.interface import Endpoint
+
 NONE = Defaults(system="", max_tokens=0, temperature=-1, top_p=-1, asks_usage=True)
 USAGE = {"include_usage": True}
 HELLO = [{"role": "user", "content": "Hello"}]
@@ -419,3 +421,76 @@ def test_any_object_is_a_request_or_a_refusal(fields: dict[str, object], is_http
     assert found.get("n", 1) == 1
     assert found["model"] == "m"
     assert all(isinstance(message["role"], str) for message in found["messages"])
+
+
+# ---- requests of the HTTP front's API
+
+
+def spoken(
+    endpoint: Endpoint, fields: Mapping[str, object], defaults: Defaults = NONE
+) -> tuple[Prepared, dict[str, Any]]:
+    raw = json.dumps(dict(fields)).encode()
+    one = prepare(Request(Fields(), raw, HTTP, endpoint), "default-model", "content", random.Random(1))
+    found: dict[str, Any] = json.loads(one.encoded(one.model, defaults))
+    return one, found
+
+
+@pytest.mark.parametrize("prompt", ["Say", "", ["a", "b"], [1, 2], [[1], [2]]])
+def test_a_completion_asks_the_upstreams_completions(prompt: object) -> None:
+    more: dict[str, object] = {"n": 2, "max_tokens": 0, "best_of": 3, "suffix": "s", "unknown": {"a": [None]}}
+    one, found = spoken("completions", {"prompt": prompt, **more})
+    assert (one.path, one.format, one.messages, one.passes_usage) == ("/completions", "openai", None, False)
+    assert found == {
+        "model": "default-model",
+        "prompt": prompt,
+        **more,
+        "stream": True,
+        "stream_options": USAGE,
+    }
+
+
+def test_a_completion_has_no_system_message() -> None:
+    _, found = spoken("completions", {"prompt": "p"}, Defaults("Be kind", 5, 0.5, 0.9, asks_usage=False))
+    assert found == {
+        "model": "default-model",
+        "prompt": "p",
+        "max_tokens": 5,
+        "temperature": 0.5,
+        "top_p": 0.9,
+        "stream": True,
+    }
+
+
+def test_the_length_of_a_prompt() -> None:
+    assert spoken("completions", {"prompt": "abc"})[0].prompt_characters == 3
+    assert spoken("completions", {"prompt": ["ab", "c"]})[0].prompt_characters == 3
+    assert spoken("completions", {"prompt": [[1, 2], [3]]})[0].prompt_characters == 12
+    assert spoken("completions", {})[0].prompt_characters == 0
+    assert spoken("chat", {"messages": HELLO})[0].prompt_characters == 5
+
+
+def test_a_chat_goes_on_as_it_came_but_for_what_makes_it_a_stream() -> None:
+    # What would be the daemon's own in a handoff is the upstream's here.
+    fields: dict[str, object] = {"messages": HELLO, "model": "m", "n": 3, "format": "json", "upstream": "u"}
+    fields |= {"options": {"num_ctx": 5}, "system": "s", "user_id": 1, "backend": "b", "stream": False, "stop": None}
+    one, found = spoken("chat", fields)
+    assert (one.path, one.format, one.upstream, one.model) == ("/chat/completions", "openai", "", "m")
+    del fields["stop"]
+    assert found == {**fields, "stream": True, "stream_options": USAGE}
+
+
+def test_what_a_stream_is_to_tell_is_kept() -> None:
+    options = {"include_usage": False, "continuous_usage_stats": True}
+    one, found = spoken("chat", {"messages": HELLO, "stream_options": options})
+    assert not one.passes_usage
+    assert found["stream_options"] == {"include_usage": True, "continuous_usage_stats": True}
+    silent = Defaults("", 0, -1, -1, asks_usage=False)
+    assert spoken("chat", {"messages": HELLO, "stream_options": options}, silent)[1]["stream_options"] == options
+    assert spoken("chat", {"messages": HELLO, "stream_options": USAGE})[0].passes_usage
+
+
+def test_a_chat_needs_messages_whatever_else_it_has() -> None:
+    wrong: list[dict[str, object]] = [{}, {"messages": []}, {"prompt": "p"}]
+    for fields in wrong:
+        with pytest.raises(RequestError, match="messages is required"):
+            spoken("chat", fields)
