@@ -65,6 +65,11 @@ _EXPIRED = {
     st.SILENCE_TIMEOUT: (504, "the backend fell silent"),
     st.STREAM_TIMEOUT: (504, "the stream took longer than is allowed"),
 }
+# The same where the backend waits for the client's upload.
+_UPLOAD_EXPIRED = {
+    st.FIRST_BYTE_TIMEOUT: (408, "the upload did not go on in time"),
+    st.SILENCE_TIMEOUT: (408, "the upload fell silent"),
+}
 
 
 class Route(NamedTuple):
@@ -411,7 +416,8 @@ class Admission:
         if stream is None or stream.generation != record[3]:
             return  # its ENDED was on its way
         reason = record[4]
-        status, detail = _EXPIRED[reason]
+        is_upload_due = stream.job is not None and stream.job.awaits_upload
+        status, detail = (is_upload_due and _UPLOAD_EXPIRED.get(reason)) or _EXPIRED[reason]
         self._stop(stream, reason, _ending(status, st.REASONS[reason], detail, stream.style, stream.lines))
 
     def on_keep_alive_due(self, record: EventRecord) -> None:

@@ -345,8 +345,10 @@ class Worker:
         assert job is not None
         flags = 0
         while not flags & m.BODY_LAST:
+            job.awaits_upload = True
             while not self._pieces:
                 self._wait()
+            job.awaits_upload = False
             data, flags = self._pieces.popleft()
             self._return_body(job.slot, job.generation)
             if flags & m.BODY_TRUNCATED:

@@ -27,6 +27,7 @@ class Job:
     """A stream for a worker. Compared by identity."""
 
     __slots__ = (
+        "awaits_upload",
         "backend",
         "cancelled",
         "chunked",
@@ -58,6 +59,8 @@ class Job:
         # Written by the main thread.
         self.cancelled = False  # the stream has been stopped: what is still sent is dropped
         self.ended = False  # and the plane has let go of everything
+        # Written by the worker; the main thread asks when a deadline has passed.
+        self.awaits_upload = False  # it waits for the next piece of the body, so it is the client that is silent
         # Written by the pool, under its lock, and by the worker.
         self.worker: Worker | None = None
         self.settled = False  # the worker is done with it and holds nothing for it

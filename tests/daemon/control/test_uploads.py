@@ -2,112 +2,18 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import socket
-import threading
 import time
 from typing import TYPE_CHECKING
 
 import pytest
 
-from backends.interface import Fields, Request
-from backends.registry import Registry
-from config.mel import MelBackend
-from config.settings import Backend, Performance, Server, Settings, ThreadPool, Timeouts
-from daemon.control.admission import Admission
-from daemon.control.adoption import Adoption
-from daemon.control.commands import CommandWriter
-from daemon.control.events import EventReader
-from daemon.control.scripts import ScriptBook
-from daemon.control.streams import SilentObserver
-from daemon.control.workers import WorkerPool
-from daemon.loop import DataPlane
-from daemon.plane import messages as m
 from daemon.plane import state as st
-from daemon.plane.table import allocate
+from tests.daemon.control.upload_planes import HEAD, Planes, everything, send_all
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: application/octet-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
-
-
-class Planes:
-    """A data plane without a listener, and a control plane in a thread of its own."""
-
-    def __init__(self, kernel: str) -> None:
-        settings = Settings(
-            server=Server(max_connections=16, kernel="io_uring" if kernel == "io_uring" else "epoll"),
-            thread_pool=ThreadPool(pool_size=2),
-            timeouts=Timeouts(linger_timeout_ms=500),
-            performance=Performance(body_buffer_bytes=4096, body_buffer_count=8),
-            backend=Backend(mel=MelBackend(enabled=True)),
-        )
-        registry = Registry(settings)
-        plane = allocate(settings)
-        book = ScriptBook(plane, [script for _, backend in registry for script in backend.scripts()])
-        self.data_plane = DataPlane(settings, plane, -1, 3)
-        self.pool = WorkerPool(
-            self.data_plane.event_fds[1:],
-            self.data_plane.command_fd,
-            queue_count_max=10,
-            output_block_bytes=settings.performance.output_block_bytes,
-            credit_bytes=settings.limits.credit_bytes,
-        )
-        self.loop = asyncio.new_event_loop()
-        self.writer = CommandWriter(self.data_plane.command_fd, self.loop)
-        self.data_plane.start()
-        self.admission = Admission(
-            settings, registry, book, self.writer, self.pool, SilentObserver(), kernel=self.data_plane.kernel
-        )
-        fd = self.data_plane.event_fds[0]
-        self.reader = EventReader(fd, self.loop, self.admission.handlers, self.admission.flush, self.loop.stop)
-        self.reader.start()
-        self.thread = threading.Thread(target=self.loop.run_forever)
-        self.thread.start()
-        self.reasons: list[int] = []
-
-    def upload(
-        self,
-        body_bytes: int | None,
-        prefix: bytes = b"",
-        *,
-        expects_100: bool = False,
-        chunked: bool = True,
-        backend: str = "echo",
-    ) -> socket.socket:
-        """The client's end of a connection whose request says so."""
-        server, client = socket.socketpair()
-
-        def adopt() -> None:
-            entry = self.admission.admit(backend, Request(Fields()), has_body=True)
-            adoption = Adoption(entry, HEAD, chunked=chunked, ended=self.reasons.append)
-            adoption.expect_body(body_bytes, prefix, expects_100=expects_100)
-            self.admission.adopt(server.detach(), adoption)
-
-        self.loop.call_soon_threadsafe(adopt)
-        client.settimeout(10)
-        return client
-
-    def ended(self, count: int) -> list[int]:
-        """The reasons of the first streams, once so many have ended."""
-        deadline_s = time.monotonic() + 10
-        while len(self.reasons) < count:
-            assert time.monotonic() < deadline_s, f"only {self.reasons} have ended"
-            time.sleep(0.005)
-        return self.reasons
-
-    def close(self) -> None:
-        self.loop.call_soon_threadsafe(lambda: self.writer.send(kind=m.SHUTDOWN_PLANE, flags=m.FORCE))
-        assert self.data_plane.join(10)
-        assert self.data_plane.error is None
-        assert self.pool.stop(10)
-        self.loop.call_soon_threadsafe(self.loop.stop)
-        self.thread.join()
-        self.loop.close()
-        for fd in (*self.data_plane.event_fds, self.data_plane.command_fd, self.data_plane.ended_fd):
-            os.close(fd)
 
 
 @pytest.fixture(scope="module", params=["io_uring", "epoll"])
@@ -127,13 +33,6 @@ def planes(shared: Planes) -> Planes:
     return shared
 
 
-def everything(client: socket.socket) -> bytes:
-    pieces: list[bytes] = []
-    while piece := client.recv(65_536):
-        pieces.append(piece)
-    return b"".join(pieces)
-
-
 def unchunked(data: bytes) -> bytes:
     """A chunked body without its framing; it must have a true end."""
     body = b""
@@ -146,12 +45,6 @@ def unchunked(data: bytes) -> bytes:
         body += data[:size]
         assert data[size : size + 2] == b"\r\n"
         data = data[size + 2 :]
-
-
-def send_all(client: socket.socket, data: bytes) -> threading.Thread:
-    thread = threading.Thread(target=client.sendall, args=(data,))
-    thread.start()
-    return thread
 
 
 @pytest.mark.parametrize("size", [1, 4095, 4096, 4097, 1_000_000])
