@@ -188,8 +188,12 @@ class Request:
 class Mark(enum.Enum):
     """What is rendered into a script's message when it is sent."""
 
-    INDEX = 1  # the message's number in the stream, in decimal
+    INDEX = 1  # the message's number in the stream, in decimal; in the end, how many messages came before it
     TEXT = 2  # the stream's text
+    CLOSING = 3  # the stream's second text
+
+
+Parts = tuple[bytes | Mark, ...]
 
 
 class Script:
@@ -198,26 +202,38 @@ class Script:
     Compared by identity, and announced in `Backend.scripts`, because scripts are copied into the plane once, at start.
     """
 
-    __slots__ = ("end", "messages")
+    __slots__ = ("end", "end_counts", "messages")
 
-    def __init__(self, messages: tuple[tuple[bytes | Mark, ...], ...], end: bytes = DONE) -> None:
-        """`end` is sent after the last message of a stream."""
+    def __init__(self, messages: tuple[Parts, ...], end: bytes | Parts = DONE, *, end_counts: bool = False) -> None:
+        """`end` is sent after the last message of a stream: at once, or, where it `end_counts`, as one message more.
+
+        An end that counts waits for its turn in the pace.
+        """
         assert messages, "a script has messages"
         self.messages = messages
-        self.end = end
+        self.end: Parts = end if isinstance(end, tuple) else (end,) if end else ()
+        self.end_counts = end_counts
 
-    def render(self, index: int, text: bytes) -> bytes:
+    def render(self, index: int, text: bytes, closing: bytes = b"") -> bytes:
         """Message `index` of a stream: the specification of what the plane does."""
-        marks = {Mark.INDEX: b"%d" % index, Mark.TEXT: text}
-        parts = self.messages[index % len(self.messages)]
-        return b"".join(part if isinstance(part, bytes) else marks[part] for part in parts)
+        return _rendered(self.messages[index % len(self.messages)], index, text, closing)
+
+    def render_end(self, message_count: int, text: bytes, closing: bytes = b"") -> bytes:
+        """The end of a stream of so many messages: the specification of what the plane does."""
+        return _rendered(self.end, message_count, text, closing)
+
+
+def _rendered(parts: Parts, number: int, text: bytes, closing: bytes) -> bytes:
+    marks = {Mark.INDEX: b"%d" % number, Mark.TEXT: text, Mark.CLOSING: closing}
+    return b"".join(part if isinstance(part, bytes) else marks[part] for part in parts)
 
 
 class Paced(NamedTuple):
     """A stream that the data plane makes: `opening` right behind the head, then `message_count` messages of a script.
 
     Nothing leaves for `latency_ms`, not even the head. Messages follow one another every `interval_ps` picoseconds (0:
-    as fast as the socket takes them), the opening being the first where there is one. `text` is at most 64 bytes.
+    as fast as the socket takes them), the opening being the first where there is one. `text` and `closing` are at most
+    64 bytes each: what the script's marks of these names become.
     """
 
     script: Script
@@ -226,6 +242,15 @@ class Paced(NamedTuple):
     latency_ms: int = 0
     text: bytes = b""
     opening: bytes = b""
+    closing: bytes = b""
+
+    def end(self) -> bytes:
+        """The script's end, as this stream has it."""
+        return self.script.render_end(self.message_count, self.text, self.closing)
+
+    def finish(self) -> bytes:
+        """What is left to be sent when `paced_chunks` has yielded everything that counts."""
+        return b"" if self.script.end_counts else self.end()
 
 
 class Form(NamedTuple):
@@ -281,18 +306,22 @@ class Backend:
 
 
 def paced_chunks(paced: Paced, request: Request) -> Iterator[bytes]:
-    """A paced stream's pieces but for its script's end, for when it runs on a thread. Stops when the stream is over."""
+    """A paced stream's pieces, for when it runs on a thread. Stops when the stream is over.
+
+    An end that does not count is not among them: `finish` has it.
+    """
     if paced.latency_ms > 0 and request.pause(paced.latency_ms / 1000):
         return
     first_ns = time.monotonic_ns()
     if paced.opening:
         yield paced.opening
         first_ns += paced.interval_ps // 1000
-    for index in range(paced.message_count):
+    script, count = paced.script, paced.message_count
+    for index in range(count + script.end_counts):
         wait_ns = first_ns + index * paced.interval_ps // 1000 - time.monotonic_ns()
         if wait_ns > 0 and request.pause(wait_ns / 1e9):
             return
-        yield paced.script.render(index, paced.text)
+        yield script.render(index, paced.text, paced.closing) if index < count else paced.end()
 
 
 def text_of(value: object) -> bytes:

@@ -17,10 +17,10 @@ if TYPE_CHECKING:
     import asyncio
     from collections.abc import Callable
 
-_HEADER = struct.Struct("<HH7IHHHHi4x5q9I4x")
+_HEADER = struct.Struct("<HH5IHHIHHHHi4x5q9I4x")
 # The part that differs from one command of a stream to the next: kind, flags, total_bytes, slot, generation,
-# payload_bytes, head_bytes, text_bytes. What follows it is packed once and kept.
-_PREFIX = struct.Struct("<HHIIIIII")
+# payload_bytes, head_bytes, text_bytes, closing_bytes. What follows it is packed once and kept.
+_PREFIX = struct.Struct("<HHIIIIIHH")
 PREFIX_BYTES = _PREFIX.size
 FIELDS: tuple[str, ...] = COMMAND.names
 _PADDING = tuple(bytes(-count % PAYLOAD_ALIGNMENT) for count in range(PAYLOAD_ALIGNMENT))
@@ -51,13 +51,15 @@ def pack_with_tail(  # noqa: PLR0913, PLR0917  (a record's fields; an object tha
     payload: bytes,
     head_bytes: int,
     text_bytes: int = 0,
+    closing_bytes: int = 0,
 ) -> bytes:
-    """As `pack`, for the commands of the hot paths: all fields past `text_bytes` come from `tail`."""
+    """As `pack`, for the commands of the hot paths: all fields past `closing_bytes` come from `tail`."""
     size = len(payload)
     assert size <= PAYLOAD_BYTES_MAX, f"{size} bytes do not fit in a command"
     padding = _PADDING[size & _ALIGN_MASK]
     total = COMMAND_BYTES + size + len(padding)
-    return _PREFIX.pack(kind, flags, total, slot, generation, size, head_bytes, text_bytes) + common + payload + padding
+    prefix = _PREFIX.pack(kind, flags, total, slot, generation, size, head_bytes, text_bytes, closing_bytes)
+    return prefix + common + payload + padding
 
 
 class CommandWriter:

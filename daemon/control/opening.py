@@ -50,18 +50,20 @@ class Opener:
         self, slot: int, generation: int, script: int, paced: Paced, head: bytes | None, flags: int = 0
     ) -> bytes | None:
         """A stream that the plane makes; `head` is None for the standard one. None where it does not fit a command."""
-        _, count, interval_ps, latency_ms, text, opening = paced
+        _, count, interval_ps, latency_ms, text, opening, closing = paced
+        if len(text) > m.TEXT_BYTES_MAX or len(closing) > m.TEXT_BYTES_MAX:
+            raise ValueError(f"a paced stream's texts have at most {m.TEXT_BYTES_MAX} bytes each")
         key = (script, count, interval_ps, latency_ms)
         common = self._paced_tails.get(key)
         if common is None:
             common = self._paced_tail(key)
         if head is None:
-            payload, head_bytes, flags = text + opening, 0, self._flags | m.STANDARD_HEAD | flags
+            payload, head_bytes, flags = text + closing + opening, 0, self._flags | m.STANDARD_HEAD | flags
         else:
-            payload, head_bytes, flags = text + head + opening, len(head), self._flags | flags
+            payload, head_bytes, flags = text + closing + head + opening, len(head), self._flags | flags
         if len(payload) > m.PAYLOAD_BYTES_MAX:
             return None
-        return pack_with_tail(common, m.OPEN, flags, slot, generation, payload, head_bytes, len(text))
+        return pack_with_tail(common, m.OPEN, flags, slot, generation, payload, head_bytes, len(text), len(closing))
 
     def _paced_tail(self, key: tuple[int, int, int, int]) -> bytes:
         script, count, interval_ps, latency_ms = key

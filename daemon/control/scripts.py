@@ -8,15 +8,17 @@ import numpy as np
 
 from backends.interface import TEXT_BYTES_MAX, Mark, Script
 from daemon.control.answers import STANDARD_HEAD
-from daemon.plane.paced import INDEX, LITERAL, TEXT
+from daemon.plane.paced import CLOSING, INDEX, LITERAL, TEXT
 from daemon.plane.table import SCRIPT_COUNT_MAX, SCRIPT_MESSAGES_MAX, SCRIPT_PARTS_MAX, TEMPLATE_BYTES_MAX
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from backends.interface import Parts
     from daemon.plane.table import Plane
 
 INDEX_DIGITS_MAX = 20
+_KINDS = {Mark.INDEX: INDEX, Mark.TEXT: TEXT, Mark.CLOSING: CLOSING}
 RENDERED_BYTES_MAX = 4096  # a message must fit in a stream's block, with room for what is not yet sent
 
 
@@ -51,19 +53,19 @@ class ScriptBook:
         number = len(self._kept)
         if number >= SCRIPT_COUNT_MAX:
             raise ScriptError(f"backends have more than {SCRIPT_COUNT_MAX} scripts")
-        if self._message_count + len(script.messages) > SCRIPT_MESSAGES_MAX:
-            raise ScriptError(f"the scripts of backends have more than {SCRIPT_MESSAGES_MAX} messages")
+        if self._message_count + len(script.messages) + 1 > SCRIPT_MESSAGES_MAX:
+            raise ScriptError(f"the scripts of backends have more than {SCRIPT_MESSAGES_MAX} messages, ends included")
         record = self._plane.scripts[number]
         record.first_message = self._message_count
         record.message_count = len(script.messages)
-        record.end_offset = self._store(script.end)
-        record.end_bytes = len(script.end)
-        for parts in script.messages:
+        record.end_message = self._message_count + len(script.messages)
+        record.end_counts = script.end_counts
+        for parts in (*script.messages, script.end):
             self._add_message(parts)
         self._numbers[id(script)] = number
         self._kept.append(script)
 
-    def _add_message(self, parts: tuple[bytes | Mark, ...]) -> None:
+    def _add_message(self, parts: Parts) -> None:
         if self._part_count + len(parts) > SCRIPT_PARTS_MAX:
             raise ScriptError(f"the scripts of backends have more than {SCRIPT_PARTS_MAX} parts")
         bytes_max = 0
@@ -76,7 +78,7 @@ class ScriptBook:
                 record.kind, record.offset, record.length = LITERAL, self._store(part), len(part)
                 bytes_max += len(part)
             else:
-                record.kind = INDEX if part is Mark.INDEX else TEXT
+                record.kind = _KINDS[part]
                 bytes_max += INDEX_DIGITS_MAX if part is Mark.INDEX else TEXT_BYTES_MAX
             self._part_count += 1
         if bytes_max > RENDERED_BYTES_MAX:

@@ -151,7 +151,7 @@ class Worker:
             end = backend.end
         else:
             source = paced_chunks(paced, request)
-            end = paced.script.end
+            end = paced.finish()
         try:
             for chunk in source:
                 self._glance()

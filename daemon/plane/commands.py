@@ -53,10 +53,16 @@ def _payload(plane: Any, offset: int) -> int:
 
 
 @inlined
+def _texts_bytes(command: Any) -> int:
+    """How much of a payload stands before its head: an OPEN's two texts."""
+    return int(command.text_bytes) + int(command.closing_bytes)
+
+
+@inlined
 def _append_payload(plane: Any, stream: Any, command: Any, address: int) -> bool:
     """Head (unless a keep-alive had to bring one) and body of a payload. False when it exceeds the sender's credit."""
     head_bytes = int(command.head_bytes)
-    body_bytes = int(command.payload_bytes) - int(command.text_bytes) - head_bytes - int(command.prefix_bytes)
+    body_bytes = int(command.payload_bytes) - _texts_bytes(command) - head_bytes - int(command.prefix_bytes)
     standard = plane.head_bytes if command.flags & m.STANDARD_HEAD else 0
     if body_bytes < 0 or not room_for(plane, stream, head_bytes + standard + body_bytes):
         return False
@@ -71,6 +77,22 @@ def _append_payload(plane: Any, stream: Any, command: Any, address: int) -> bool
         stream.inline_done += standard + head_bytes  # the sender has counted them
     append_body(plane, stream, address + head_bytes, body_bytes)
     return True
+
+
+@inlined
+def _take_texts(plane: Any, slot: int, offset: int) -> None:
+    """Keep what the script of a paced stream shows."""
+    stream, command = stream_of(plane, slot), command_of(plane, offset)
+    text_bytes, closing_bytes = int(command.text_bytes), int(command.closing_bytes)
+    assert text_bytes <= m.TEXT_BYTES_MAX
+    assert closing_bytes <= m.TEXT_BYTES_MAX
+    payload = _payload(plane, offset)
+    if text_bytes > 0:
+        copy_bytes(plane.texts + slot * m.TEXT_BYTES_MAX, payload, text_bytes)
+    if closing_bytes > 0:
+        copy_bytes(plane.closings + slot * m.TEXT_BYTES_MAX, payload + text_bytes, closing_bytes)
+    stream.text_bytes = text_bytes
+    stream.closing_bytes = closing_bytes
 
 
 @compiled
@@ -90,16 +112,13 @@ def _open(plane: Any, slot: int, offset: int) -> None:
     stream.write_timeout_ns = int(command.write_timeout_ms) * MILLISECOND_NS
     stream.linger_ns = int(command.linger_timeout_ms) * MILLISECOND_NS
     stream.reason = command.reason
-    text_bytes = min(int(command.text_bytes), m.TEXT_BYTES_MAX)
-    if text_bytes > 0:
-        copy_bytes(plane.texts + slot * m.TEXT_BYTES_MAX, _payload(plane, offset), text_bytes)
-    stream.text_bytes = text_bytes
+    _take_texts(plane, slot, offset)
     if command.source == m.SOURCE_NONE and command.payload_bytes == 0:
         begin_closing(plane, slot, stream.reason)
         return
     if command.flags & m.CONTINUE_100:
         append_raw(plane, stream, plane.constants + CONTINUE_OFFSET, CONTINUE_BYTES)
-    fits = _append_payload(plane, stream, command, _payload(plane, offset) + int(command.text_bytes))
+    fits = _append_payload(plane, stream, command, _payload(plane, offset) + _texts_bytes(command))
     assert fits, "an OPEN fits in an empty block"
     disown(stream, 0)
     if command.source == m.SOURCE_NONE:
@@ -129,7 +148,7 @@ def _open_source(plane: Any, slot: int, offset: int) -> None:
         stream.interval_ps = command.interval_ps
         stream.hold_ns = now + int(command.latency_ms) * MILLISECOND_NS
         stream.pace_start_ns = stream.hold_ns
-        if int(command.payload_bytes) > int(command.text_bytes) + int(command.head_bytes):
+        if int(command.payload_bytes) > _texts_bytes(command) + int(command.head_bytes):
             # The opening is the first message, so the script's own begin one interval after it.
             stream.message_count = 1
             count(plane, MESSAGES_SENT, 1)

@@ -72,7 +72,7 @@ def open_slot(plane: Any, slot: int, state: int) -> None:
     stream.message_index = stream.message_total = stream.message_count = 0
     stream.last_sent_ns = stream.sent_bytes = stream.first_byte_ns = stream.queued_ns = 0
     stream.paused = stream.source = stream.ranges_first = stream.ranges_count = stream.ranges_done = 0
-    stream.text_bytes = stream.channel = 0
+    stream.text_bytes = stream.closing_bytes = stream.channel = 0
     stream.phase_deadline_ns = stream.stream_deadline_ns = stream.write_deadline_ns = stream.keep_alive_at_ns = 0
     stream.keep_alive_ns = stream.write_timeout_ns = stream.silence_ns = stream.linger_ns = 0
     stream.first_byte_timeout_ns = stream.inline_done = stream.inline_reported = 0

@@ -131,7 +131,8 @@ COMMAND = _record(
         ("generation", "<u4", 12),
         ("payload_bytes", "<u4", 16),
         ("head_bytes", "<u4", 20),  # leading part of the payload that is head: never chunk-framed
-        ("text_bytes", "<u4", 24),  # OPEN: part before the head that is the stream's text for its script
+        ("text_bytes", "<u2", 24),  # OPEN: leading part of the payload that is the stream's text for its script
+        ("closing_bytes", "<u2", 26),  # OPEN: part behind it, before the head, that is its second text
         ("prefix_bytes", "<u4", 28),  # OPEN: trailing part that is body already read (BODY_PREFIX)
         ("source", "<u2", 32),
         ("channel", "<u2", 34),  # START: the event channel of the worker

@@ -1,7 +1,7 @@
 """The paced source: messages rendered from a script, so many, one every so often, or as fast as the socket takes.
 
-A script is a list of messages made of parts: literal bytes, the message's number, the stream's own text. What is due
-together is rendered together and leaves in one send.
+A script is a list of messages made of parts: literal bytes, the message's number, the stream's two texts. Its end is
+one more, shown once. What is due together is rendered together and leaves in one send.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from daemon.plane.counters import MESSAGES_SENT
 from daemon.plane.messages import CHUNKED, TEXT_BYTES_MAX
 from daemon.plane.output import (
     FRAMING_BYTES,
-    append_body,
     append_chunk_size,
     append_last_chunk,
     append_raw,
@@ -35,6 +34,7 @@ RESERVE_BYTES = 1024
 LITERAL = 0
 INDEX = 1
 TEXT = 2
+CLOSING = 3
 _DIGITS_ADDRESS = SCRATCH_OFFSET + 32  # 32 more bytes of scratch, for decimal numbers
 
 
@@ -68,19 +68,24 @@ def message_bytes(plane: Any, slot: int, message: Any, number: int) -> int:
             total += int(part.length)
         elif part.kind == INDEX:
             total += decimal_bytes(number)
-        else:
+        elif part.kind == TEXT:
             total += int(stream_of(plane, slot).text_bytes)
+        else:
+            total += int(stream_of(plane, slot).closing_bytes)
     return total
 
 
 @compiled
 def render_message(plane: Any, slot: int, message_number: int, number: int) -> None:
-    """Append message `message_number` of the script table, showing `number` and the stream's text."""
+    """Append message `message_number` of the script table, showing `number` and the stream's texts."""
     stream = stream_of(plane, slot)
     message = script_message_of(plane, message_number)
     chunked = stream.flags & CHUNKED
     if chunked:
-        append_chunk_size(plane, stream, message_bytes(plane, slot, message, number))
+        size = message_bytes(plane, slot, message, number)
+        if size == 0:
+            return  # a chunk of no bytes would end the body
+        append_chunk_size(plane, stream, size)
     for index in range(int(message.part_count)):
         part = script_part_of(plane, int(message.first_part) + index)
         if part.kind == LITERAL:
@@ -88,8 +93,10 @@ def render_message(plane: Any, slot: int, message_number: int, number: int) -> N
         elif part.kind == INDEX:
             digits = decimal_bytes(number)
             append_raw(plane, stream, render_decimal(plane, number, digits), digits)
-        else:
+        elif part.kind == TEXT:
             append_raw(plane, stream, plane.texts + slot * TEXT_BYTES_MAX, int(stream.text_bytes))
+        else:
+            append_raw(plane, stream, plane.closings + slot * TEXT_BYTES_MAX, int(stream.closing_bytes))
     if chunked:
         append_raw(plane, stream, plane.constants + LINE_END_OFFSET, LINE_END_BYTES)
 
@@ -104,6 +111,12 @@ def messages_due(plane: Any, stream: Any) -> int:
         return int(stream.message_total)
     # Beyond a hundred days the product would overflow; no stream is that long.
     return int(min(min(elapsed_ns, 1 << 53) * 1000 // stream.interval_ps + 1, stream.message_total))
+
+
+@inlined
+def next_due_ns(stream: Any) -> int:
+    """When the next message is due."""
+    return int(stream.pace_start_ns + (stream.message_index * stream.interval_ps + 999) // 1000)
 
 
 @compiled
@@ -131,14 +144,14 @@ def generate(plane: Any, slot: int) -> bool:
         count(plane, MESSAGES_SENT, number - begun)
     if number < stream.message_total or plane.now_ns < stream.pace_start_ns:
         return False
-    if not room_for(plane, stream, int(script.end_bytes) + FRAMING_BYTES):
+    if script.end_counts and plane.now_ns < next_due_ns(stream):
         return False
-    append_body(plane, stream, plane.templates + int(script.end_offset), int(script.end_bytes))
+    end = int(script.end_message)
+    if not room_for(plane, stream, int(script_message_of(plane, end).bytes_max) + FRAMING_BYTES):
+        return False
+    render_message(plane, slot, end, number)
+    if script.end_counts:
+        stream.message_count += 1
+        count(plane, MESSAGES_SENT, 1)
     append_last_chunk(plane, stream)
     return True
-
-
-@inlined
-def next_due_ns(stream: Any) -> int:
-    """When the next message is due."""
-    return int(stream.pace_start_ns + (stream.message_index * stream.interval_ps + 999) // 1000)

@@ -64,7 +64,9 @@ STREAM = record(
     # closing
     "discarded_bytes:i8 hold_ns:i8 must_poll:i4 must_copy:i4 "
     # an upstream source that waits for room
-    "paused:i4",
+    "paused:i4 "
+    # a paced source's second text
+    "closing_bytes:i4",
     384,
 )
 GLOBALS = record(
@@ -95,7 +97,7 @@ GLOBALS = record(
     "streams:i8 ranges:i8 submissions:i8 completions:i8 channels:i8 events:i8 block_links:i8 handoff_links:i8 "
     "body_links:i8 "
     "headers:i8 vectors:i8 ancillary:i8 parked:i8 strays:i8 adopted:i8 buckets:i8 words:i8 commands:i8 blocks:i8 "
-    "texts:i8 "
+    "texts:i8 closings:i8 "
     "templates:i8 constants:i8 scripts:i8 script_messages:i8 script_parts:i8 handoff_data:i8 bodies:i8 discard:i8 "
     "counters:i8 histograms:i8 histogram_sums:i8 snapshot:i8 "
     "relays:i8 connections:i8 endpoints:i8 assemblies:i8 assembly_links:i8 larges:i8 large_links:i8 receives:i8 "
@@ -107,7 +109,7 @@ RANGE = record("address:i8 remaining:i8 position:i8 pad:i8", 32)  # `position`: 
 BUCKET = record("head:i4", 4)
 WORD = record("bits:i8", 8)  # 32 bits used
 WAITING = record("fd:i8 cookie:i8", 16)
-SCRIPT = record("first_message:u4 message_count:u4 end_offset:u4 end_bytes:u4", 16)
+SCRIPT = record("first_message:u4 message_count:u4 end_message:u4 end_counts:u4", 16)  # the end: one message more
 SCRIPT_MESSAGE = record("first_part:u4 part_count:u4 bytes_max:u4", 12)
 SCRIPT_PART = record("kind:u4 offset:u4 length:u4", 12)
 HEADER = record("name:i8 name_bytes:i8 vector:i8 vector_count:i8 control:i8 control_bytes:i8 flags:i8", 56)  # msghdr
@@ -164,6 +166,7 @@ class Plane(NamedTuple):
     commands: Any  # u1[COMMAND_BUFFER_BYTES]
     blocks: Any  # u1[slot_count * output_block_bytes]
     texts: Any  # u1[slot_count * TEXT_BYTES_MAX]
+    closings: Any  # u1[slot_count * TEXT_BYTES_MAX]; touched only by streams that have a second text
     templates: Any  # u1[TEMPLATE_BYTES_MAX]; the standard head at offset 0, globals.head_bytes long
     constants: Any  # u1[512]
     scripts: Any  # SCRIPT[SCRIPT_COUNT_MAX]
@@ -391,6 +394,7 @@ def allocate(settings: Settings) -> Plane:
         commands=np.zeros(COMMAND_BUFFER_BYTES, np.uint8),
         blocks=lazy_bytes(slot_count * performance.output_block_bytes),
         texts=lazy_bytes(slot_count * messages.TEXT_BYTES_MAX),
+        closings=lazy_bytes(slot_count * messages.TEXT_BYTES_MAX),
         templates=np.zeros(TEMPLATE_BYTES_MAX, np.uint8),
         constants=np.zeros(512, np.uint8),
         scripts=np.zeros(SCRIPT_COUNT_MAX, SCRIPT),

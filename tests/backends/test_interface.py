@@ -73,6 +73,28 @@ def test_a_script_repeats_its_messages() -> None:
     assert [script.render(index, b"t") for index in range(4)] == [b"<0>", b"t", b"<2>", b"t"]
 
 
+def test_an_end_shows_what_its_stream_has() -> None:
+    script = Script(((b"x",),), (b"<", Mark.INDEX, Mark.TEXT, Mark.CLOSING, b">"))
+    assert script.render_end(7, b"t", b"c") == b"<7tc>"
+    paced = Paced(script, 7, text=b"t", closing=b"c")
+    assert paced.end() == paced.finish() == b"<7tc>"
+    assert Script(((Mark.CLOSING,),)).render(0, b"t", b"c") == b"c"
+    assert Script(((b"x",),), b"").end == ()
+
+
+def test_an_end_that_counts_takes_its_turn() -> None:
+    request = Request(Fields())
+    pauses = Pauses(100)
+    request.control = pauses
+    script = Script(((Mark.INDEX,),), (b"end ", Mark.INDEX, Mark.CLOSING), end_counts=True)
+    paced = Paced(script, 2, 10**12, closing=b"c")
+    assert list(paced_chunks(paced, request)) == [b"0", b"1", b"end 2c"]
+    assert pauses.seconds == pytest.approx([1, 2], abs=0.2)
+    assert paced.finish() == b""
+    request.control = Pauses(2)
+    assert list(paced_chunks(paced, request)) == [b"0", b"1"]
+
+
 def test_pacing_on_a_thread() -> None:
     request = Request(Fields())
     pauses = Pauses(100)

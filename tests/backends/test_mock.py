@@ -17,7 +17,7 @@ def streamed(mock: Mock, **fields: object) -> bytes:
     """The whole body of a stream."""
     request = Request(Fields(**fields))  # type: ignore[arg-type]
     paced = mock.open(request)
-    return b"".join(paced_chunks(paced, request)) + paced.script.end
+    return b"".join(paced_chunks(paced, request)) + paced.finish()
 
 
 def contents(body: bytes) -> list[str]:

@@ -291,6 +291,8 @@ class StreamCheck:
             check(lost == 0, f"{self.key}: closed over unread input, {lost} bytes of the answer are lost")
         if reason == st.COMPLETE:
             self._check_complete()
+            told = self.paced is None or event.number == self.paced.count
+            check(told, f"{self.key}: complete with {event.number} messages")
         elif reason == st.CLIENT_GONE:
             gone = socket.was_reset or socket.finished or socket.closed_by_client
             check(gone or socket.fault_injected, f"{self.key}: client_gone, but the client is there")
@@ -352,9 +354,10 @@ class StreamCheck:
 
 
 class Paced:
-    """A paced stream's text: where each message ends, and when each is due at the earliest."""
+    """A paced stream's text: where each message ends, when each is due at the earliest, and how many count."""
 
-    def __init__(self, ends: list[int], begin_ns: int, interval_ps: int) -> None:
+    def __init__(self, ends: list[int], begin_ns: int, interval_ps: int, count: int) -> None:
+        self.count = count
         self.ends = ends  # ends[k]: how long the text is with k messages
         self.begin_ns = begin_ns
         self.interval_ps = interval_ps

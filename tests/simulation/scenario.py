@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import random
+import re
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +28,10 @@ if TYPE_CHECKING:
 
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\n"
 MESSAGES = (b"data: {text} says {index}\n\n", b"data: {index}\n\n")
-END = b"data: [DONE]\n\n"
+# Of the three scripts: an end as it is; one that shows what the stream has, in its turn; one that may be empty.
+ENDS = (b"data: [DONE]\n\n", b"data: {text} said {index}, {closing}\n\ndata: [DONE]\n\n", b"{closing}")
+ENDS_COUNT = (False, True, False)
+_MARKS = {b"{index}": 1, b"{text}": 2, b"{closing}": 3}
 BLOCK_BYTES = 4096  # less than the settings allow; relayed streams need what they ask for
 RELAY_BLOCK_BYTES = (8192, 16_384)
 TURNS_MAX = 40_000
@@ -150,8 +154,8 @@ class Simulation:
         return self._worker_senders[-1]
 
     def _load_script(self) -> None:
-        """Script 0: two messages with number and text, and an end."""
-        plane, offset, part = self.plane, 0, 0
+        """Scripts of the same two messages, with number and text, and of different ends."""
+        plane, offset, part_count = self.plane, 0, 0
 
         def store(data: bytes) -> int:
             nonlocal offset
@@ -161,18 +165,16 @@ class Simulation:
 
         store(HEAD)
         self.shared.head_bytes = len(HEAD)
-        parts: tuple[tuple[tuple[int, bytes], ...], ...] = (
-            ((0, b"data: "), (2, b""), (0, b" says "), (1, b""), (0, b"\n\n")),
-            ((0, b"data: "), (1, b""), (0, b"\n\n")),
-        )
-        for number, message in enumerate(parts):
-            first = part
-            for kind, literal in message:
-                plane.script_parts[part] = (kind, store(literal), len(literal))
-                part += 1
-            plane.script_messages[number] = (first, len(message), 200)
-        end = store(END)
-        plane.scripts[0] = (0, 2, end, len(END))
+        for number, message in enumerate((*MESSAGES, *ENDS)):
+            first = part_count
+            for piece in re.split(rb"({\w+})", message):
+                kind = _MARKS.get(piece, 0)
+                if piece:
+                    plane.script_parts[part_count] = (kind, 0 if kind else store(piece), 0 if kind else len(piece))
+                    part_count += 1
+            plane.script_messages[number] = (first, part_count - first, 200)
+        for script, counts in enumerate(ENDS_COUNT):
+            plane.scripts[script] = (0, 2, 2 + script, counts)
 
     # ---- the story
 
@@ -357,7 +359,8 @@ class Simulation:
 
     def _open_paced(self, stream: StreamCheck) -> None:
         rng = self.rng
-        text = b"somebody"[: rng.randrange(0, 9)]
+        text, closing = b"somebody"[: rng.randrange(0, 9)], b"in the end"[: rng.randrange(0, 11)]
+        script = rng.randrange(len(ENDS))
         total, interval_ps = rng.choice((0, 1, 18, 100)), rng.choice((0, 10**9, 50 * 10**9, 333_333_333))
         latency_ms = rng.choice((0, 0, 5, 500))
         flags = m.STANDARD_HEAD | rng.choice((0, m.CHUNKED)) | rng.choice((0, 0, m.KEEP_HALF_OPEN))
@@ -371,13 +374,20 @@ class Simulation:
                 message = MESSAGES[number % 2].replace(b"{text}", text).replace(b"{index}", b"%d" % number)
                 delivery.hand_over(wire.chunk(message) if stream.chunked else message, pause=True)
                 ends.append(len(delivery.text))
-            delivery.hand_over(wire.chunk(END) + b"0\r\n\r\n" if stream.chunked else END, pause=False)
-            stream.paced = Paced(ends, self.kernel.now_ns + latency_ms * MILLISECOND, interval_ps)
+            end = ENDS[script].replace(b"{text}", text).replace(b"{index}", b"%d" % total)
+            end = end.replace(b"{closing}", closing)
+            if end or stream.chunked:
+                delivery.hand_over(wire.chunk(end) + b"0\r\n\r\n" if stream.chunked else end, pause=False)
+            if ENDS_COUNT[script]:
+                ends.append(len(delivery.text))
+            count = (opening != b"") + total + ENDS_COUNT[script]
+            stream.paced = Paced(ends, self.kernel.now_ns + latency_ms * MILLISECOND, interval_ps, count)
             stream.true_end = True
 
-        pace = {"message_count": total, "interval_ps": interval_ps, "latency_ms": latency_ms}
-        fields = {"source": m.SOURCE_PACED, "flags": flags, "text_bytes": len(text), **pace, **self._limits()}
-        self._send_open(stream, text + opening, apply, **fields)
+        pace = {"script": script, "message_count": total, "interval_ps": interval_ps, "latency_ms": latency_ms}
+        texts = {"text_bytes": len(text), "closing_bytes": len(closing)}
+        fields = {"source": m.SOURCE_PACED, "flags": flags, **texts, **pace, **self._limits()}
+        self._send_open(stream, text + closing + opening, apply, **fields)
 
     def _open_pushed(self, stream: StreamCheck, client: Client) -> None:
         rng = self.rng

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from daemon.plane import messages as m
 
-_COMMAND = struct.Struct("<HHIIIIIIIHHHHi4xqqqqqIIIIIIIII4x")
+_COMMAND = struct.Struct("<HHIIIIIHHIHHHHi4xqqqqqIIIIIIIII4x")
 _EVENT = struct.Struct("<HHIIHHqqiiqqq")
 _FIELDS = tuple(name for name in m.COMMAND.names)
 _INDEX = {name: index for index, name in enumerate(_FIELDS)}

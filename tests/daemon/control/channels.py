@@ -31,7 +31,7 @@ class Recorded:
 
     @property
     def head(self) -> bytes:
-        start = self.fields["text_bytes"]
+        start = self._texts_bytes
         return self.payload[start : start + self.fields["head_bytes"]]
 
     @property
@@ -39,8 +39,16 @@ class Recorded:
         return self.payload[: self.fields["text_bytes"]]
 
     @property
+    def closing(self) -> bytes:
+        return self.payload[self.fields["text_bytes"] : self._texts_bytes]
+
+    @property
     def rest(self) -> bytes:
-        return self.payload[self.fields["text_bytes"] + self.fields["head_bytes"] :]
+        return self.payload[self._texts_bytes + self.fields["head_bytes"] :]
+
+    @property
+    def _texts_bytes(self) -> int:
+        return self.fields["text_bytes"] + self.fields["closing_bytes"]
 
 
 def parse(data: bytes) -> list[Recorded]:

@@ -63,10 +63,10 @@ def test_payloads_are_padded_to_whole_units(payload: bytes) -> None:
 @given(some.binary(max_size=200), some.integers(0, 2**32 - 1), some.integers(0, 2**31 - 1))
 def test_the_quick_way_packs_the_same(payload: bytes, slot: int, generation: int) -> None:
     common = tail(script=3, message_count=5, linger_timeout_ms=7)
-    quick = pack_with_tail(common, m.OPEN, m.QUEUED, slot, generation, payload, 2, 1)
+    quick = pack_with_tail(common, m.OPEN, m.QUEUED, slot, generation, payload, 2, 1, 3)
     named = pack(
         payload, kind=m.OPEN, flags=m.QUEUED, slot=slot, generation=generation, head_bytes=2, text_bytes=1,
-        script=3, message_count=5, linger_timeout_ms=7,
+        closing_bytes=3, script=3, message_count=5, linger_timeout_ms=7,
     )  # fmt: skip
     assert quick == named
 

@@ -9,7 +9,17 @@ from hypothesis import strategies as some
 
 from daemon.plane import messages as m
 from daemon.plane.output import append_chunk_size, consume, has_output, next_address, next_bytes
-from daemon.plane.paced import INDEX, LITERAL, TEXT, decimal_bytes, generate, messages_due, next_due_ns, render_decimal
+from daemon.plane.paced import (
+    CLOSING,
+    INDEX,
+    LITERAL,
+    TEXT,
+    decimal_bytes,
+    generate,
+    messages_due,
+    next_due_ns,
+    render_decimal,
+)
 from tests.daemon.plane.small import Record, bytes_at, empty_stream, small_plane
 
 pytestmark = pytest.mark.plane
@@ -22,7 +32,7 @@ NUMBERS = some.one_of(some.integers(0, 10**18), some.sampled_from([0, 9, 10, 99,
 
 
 def _load() -> None:
-    """Script 0: `data: <number> for <text>`, then `data: <text>`."""
+    """Scripts of `data: <number> for <text>`, then `data: <text>`, and of different ends."""
     offset = 0
     offsets: list[int] = []
     for literal in LITERALS:
@@ -30,25 +40,43 @@ def _load() -> None:
         offsets.append(offset)
         offset += len(literal)
     data, middle, end, bye = ((LITERAL, offsets[n], len(LITERALS[n])) for n in range(4))
-    parts = [data, (INDEX, 0, 0), middle, (TEXT, 0, 0), end, data, (TEXT, 0, 0), end]
+    parts = [data, (INDEX, 0, 0), middle, (TEXT, 0, 0), end, data, (TEXT, 0, 0), end, bye]
+    parts += [data, (INDEX, 0, 0), middle, (TEXT, 0, 0), end, data, (CLOSING, 0, 0), end, bye, (CLOSING, 0, 0)]
     for number, part in enumerate(parts):
         PLANE.script_parts[number] = part
-    PLANE.script_messages[0] = (0, 5, 120)
-    PLANE.script_messages[1] = (5, 3, 90)
-    PLANE.scripts[0] = (0, 2, bye[1], bye[2])
+    for number, (first, count) in enumerate([(0, 5), (5, 3), (8, 1), (9, 9), (18, 1), (19, 0)]):
+        PLANE.script_messages[number] = (first, count, 300)
+    for number, end_counts in enumerate((False, True, False, False)):
+        PLANE.scripts[number] = (0, 2, 2 + number, end_counts)
+
+
+def _end(script: int, total: int, text: bytes, closing: bytes) -> bytes:
+    shown = b"data: %d for %s\n\ndata: %s\n\n%s" % (total, text, closing, LITERALS[3])
+    return (LITERALS[3], shown, closing, b"")[script]
 
 
 _load()
 
 
-def _begin(total: int, interval_ps: int, start_ns: int, text: bytes, *, chunked: bool) -> Record:
+def _begin(
+    total: int,
+    interval_ps: int,
+    start_ns: int,
+    text: bytes,
+    *,
+    chunked: bool,
+    script: int = 0,
+    closing: bytes = b"",
+) -> Record:
     stream, record = empty_stream(PLANE, SLOT), PLANE.streams[SLOT]
     record["flags"] = m.CHUNKED if chunked else 0
     for name in ("message_index", "inline_head", "inline_tail", "ranges_count", "message_count", "script"):
         record[name] = 0
     record.message_total, record.interval_ps, record.pace_start_ns = total, interval_ps, start_ns
-    record.text_bytes = len(text)
-    PLANE.texts[SLOT * m.TEXT_BYTES_MAX :][: len(text)] = np.frombuffer(text, np.uint8)
+    for name, array, data in (("text_bytes", PLANE.texts, text), ("closing_bytes", PLANE.closings, closing)):
+        record[name] = len(data)
+        array[SLOT * m.TEXT_BYTES_MAX :][: len(data)] = np.frombuffer(data, np.uint8)
+    record.script = script
     return stream
 
 
@@ -65,6 +93,7 @@ def _message(number: int, text: bytes) -> bytes:
     return b"data: %s\n\n" % text if number % 2 else b"data: %d for %s\n\n" % (number, text)
 
 
+@settings(deadline=None)
 @given(NUMBERS)
 def test_decimal_numbers(number: int) -> None:
     digits = int(decimal_bytes(number))
@@ -83,19 +112,22 @@ def test_chunk_sizes_are_hexadecimal(size: int) -> None:
 @given(
     some.integers(0, 200),
     some.sampled_from([0, 1, 10**6, 333_333_333, 10**9, 50 * 10**9]),
-    some.binary(max_size=m.TEXT_BYTES_MAX),
+    some.tuples(some.binary(max_size=m.TEXT_BYTES_MAX), some.binary(max_size=m.TEXT_BYTES_MAX)),
+    some.integers(0, 3),
     some.booleans(),
     some.lists(some.integers(0, 100 * 10**6), max_size=30),
 )
 def test_messages_come_when_due_and_as_the_script_says(
     total: int,
     interval_ps: int,
-    text: bytes,
+    texts: tuple[bytes, bytes],
+    script: int,
     chunked: bool,
     delays: list[int],
 ) -> None:
-    start_ns = now_ns = 10**12
-    stream, sent, ended = _begin(total, interval_ps, start_ns + 1000, text, chunked=chunked), b"", False
+    (text, closing), start_ns, now_ns, sent, ended = texts, 10**12, 10**12, b"", False
+    stream = _begin(total, interval_ps, start_ns + 1000, text, chunked=chunked, script=script, closing=closing)
+    end_counts = script == 1
     for delay_ns in [*delays, 0, *[10**10] * 40]:
         if ended:
             break
@@ -104,14 +136,19 @@ def test_messages_come_when_due_and_as_the_script_says(
         ended = bool(generate(SHARED, SLOT))
         index = int(PLANE.streams["message_index"][SLOT])
         assert index <= due <= total
-        if not ended and index == due < total and now_ns > start_ns + 1000:
+        end_ns = start_ns + 1000 + (total * interval_ps + 999) // 1000
+        assert not (ended and end_counts) or now_ns >= end_ns
+        assert ended or index < total or now_ns < (end_ns if end_counts else start_ns + 1000)
+        if not ended and index == due < total + end_counts and now_ns > start_ns + 1000:
             assert next_due_ns(stream) > now_ns
         sent += _drain(stream)
         now_ns += delay_ns
     assert ended
-    pieces = [_message(number, text) for number in range(total)] + [LITERALS[3]]
+    assert int(PLANE.streams["message_count"][SLOT]) == total + end_counts
+    pieces = [_message(number, text) for number in range(total)] + [_end(script, total, text, closing)]
     form = b"%x\r\n%s\r\n"
-    assert sent == b"".join(form % (len(p), p) for p in pieces) + b"0\r\n\r\n" if chunked else b"".join(pieces)
+    framed = b"".join(form % (len(piece), piece) for piece in pieces if piece) + b"0\r\n\r\n"
+    assert sent == (framed if chunked else b"".join(pieces))
 
 
 @given(some.integers(0, 10**6), some.integers(0, 10**12), some.integers(0, 10**13))
