@@ -435,6 +435,8 @@ def returning(value: object) -> Callable[[Base, Request], object]:
         (returning(Paced(MESSAGES, 1, 0.5)), 500),  # type: ignore[arg-type]
         (returning(Paced(MESSAGES, 1, text="no bytes")), 500),  # type: ignore[arg-type]
         (returning(Paced(MESSAGES, [])), 500),  # type: ignore[arg-type]
+        (returning(Paced(MESSAGES, 1, text=bytes(65))), 500),
+        (returning(Paced(MESSAGES, 1, closing=bytes(65))), 500),
     ],
 )
 def test_whatever_a_backend_does_is_an_answer(
@@ -445,6 +447,9 @@ def test_whatever_a_backend_does_is_an_answer(
     problem = problem_of(one.hand_over(b"{}"))
     assert (problem["status"], problem["code"]) == (status, "backend_error")
     assert "secret" not in problem["detail"]
+    with pytest.raises(Refusal) as refused:
+        one.admission.admit("mock", Request(Fields()))
+    assert (refused.value.status, refused.value.code) == (status, "backend_error")
     monkeypatch.undo()
     assert one.hand_over(b"{}", slot=1).source == m.SOURCE_PACED
     one.end(slot=1)
