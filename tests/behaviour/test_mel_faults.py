@@ -131,7 +131,7 @@ def test_an_upload_that_stalls_before_its_first_frame_is_a_408(impatient: Planes
         answer = everything(client)
     head, _, body = answer.partition(b"\r\n\r\n")
     assert head.startswith(b"HTTP/1.1 408 Request Timeout\r\n")
-    assert json.loads(body)["detail"] == "the upload did not go on in time"
+    assert json.loads(body)["error"]["message"] == "the upload did not go on in time"
     assert impatient.ended(1) == [st.FIRST_BYTE_TIMEOUT]
 
 
@@ -164,7 +164,7 @@ def test_what_is_no_audio_is_a_status(planes: Planes, body: bytes, word: str) ->
     with planes.upload(len(body), body, chunked=False, backend="mel") as client:
         answer = everything(client)
     assert answer.startswith((b"HTTP/1.1 400 ", b"HTTP/1.1 415 ")), answer
-    assert word in json.loads(answer.partition(b"\r\n\r\n")[2])["detail"]
+    assert word in json.loads(answer.partition(b"\r\n\r\n")[2])["error"]["message"]
     planes.ended(1)
 
 
