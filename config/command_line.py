@@ -34,6 +34,7 @@ OPTIONS = {
     "--pool-size": "thread_pool.pool_size",
     "--sqpoll": "performance.sqpoll",
     "--benchmark": "monitoring.benchmark",
+    "--http": "http.listen",
     "--log-level": "logging.level",
     "--log-format": "logging.format",
 }
@@ -45,6 +46,7 @@ _METAVARS = {
     "--max-connections": "N",
     "--delay": "MS",
     "--backend": "NAME",
+    "--http": "HOST:PORT",
     "--pool-size": "N",
 }
 _METRICS = re.compile(r"(?:(?P<address>\[[0-9A-Fa-f:.%\w]+\]|[^:\[\]]+):)?(?P<port>[0-9]+)")

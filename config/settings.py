@@ -1,7 +1,7 @@
 """Every limit in the system, with its unit and its reason: frozen structs whose bounds msgspec checks.
 
 Attribute names are the configuration's keys; the section is the struct. `docs/settings.md` and the example file are
-generated from this module, config/openai.py and config/mel.py by scripts/generate_reference.py.
+generated from this module, config/http.py, config/openai.py and config/mel.py by scripts/generate_reference.py.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import msgspec
 from msgspec import Meta
 
 from config.declaring import reloadable
+from config.http import Http
 from config.mel import MelBackend
 from config.openai import OpenAIBackend
 
@@ -186,6 +187,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     limits: Limits = Limits()
     monitoring: Monitoring = Monitoring()
     logging: Logging = Logging()
+    http: Http = Http()
     backend: Backend = Backend()
 
     @property

@@ -1,0 +1,164 @@
+"""Listens for HTTP and runs the front's application on uvicorn's protocols, in the control plane's own event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import logging
+import re
+import socket
+import ssl
+from email.utils import formatdate
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import uvicorn
+from uvicorn.server import ServerState
+
+from daemon.control.exits import EXIT_CONFIGURATION, StartError, status_of_errno
+from daemon.control.http.taking import Bounds, TakingProtocol
+
+if TYPE_CHECKING:
+    from config.http import Http
+
+CLOSE_WAIT_S = 1.0  # for answers that are being written when the daemon ends
+WEBSOCKET_BYTES_MAX = 1 << 20  # one message
+WEBSOCKET_PING_S = 20.0
+_ADDRESS = re.compile(r"(?:\[(?P<v6>[0-9A-Fa-f:.%\w]+)\]|(?P<host>[^:\[\]]+)):(?P<port>[0-9]{1,5})")
+
+logger = logging.getLogger(__name__)
+
+
+class Address(NamedTuple):
+    """Where to listen."""
+
+    host: str
+    port: int
+
+
+def parse_address(listen: str) -> Address:
+    """`HOST:PORT` or `[IPV6]:PORT`. Raises StartError."""
+    found = _ADDRESS.fullmatch(listen)
+    if found is None or int(found["port"]) > 65_535:
+        raise StartError(
+            f'http.listen = "{listen}" is no address and port: write 127.0.0.1:8000, [::1]:8000 or a name',
+            EXIT_CONFIGURATION,
+        )
+    return Address(found["v6"] or found["host"], int(found["port"]))
+
+
+class HttpServer:
+    """Serves one application until it is closed."""
+
+    def __init__(self, settings: Http, application: Any) -> None:  # noqa: ANN401  (ASGI's)
+        """`application` is an ASGI application. Raises StartError for certificates that cannot be used."""
+        self._settings = settings
+        self._config = uvicorn.Config(
+            application,
+            http="httptools",
+            ws="websockets-sansio",
+            lifespan="off",
+            log_config=None,
+            access_log=False,
+            proxy_headers=False,
+            server_header=False,
+            date_header=False,
+            timeout_keep_alive=max(1, round(settings.idle_timeout_ms / 1000)),
+            ws_max_size=WEBSOCKET_BYTES_MAX,
+            ws_ping_interval=WEBSOCKET_PING_S,
+            ws_ping_timeout=WEBSOCKET_PING_S,
+            ssl_certfile=settings.tls_certificate_file or None,
+            ssl_keyfile=settings.tls_key_file or None,
+        )
+        self._check_files()
+        # What clients get wrong is answered, and no news for the operator.
+        logging.getLogger("uvicorn.error").setLevel(logging.ERROR)
+        try:
+            self._config.load()
+        except (OSError, ssl.SSLError) as error:
+            raise StartError(f"http.tls_certificate_file and http.tls_key_file: {error}", EXIT_CONFIGURATION) from None
+        self._state = ServerState()
+        self._bounds = Bounds(settings.head_bytes_max, settings.head_timeout_ms / 1000, settings.connections_max)
+        self._servers: list[asyncio.Server] = []
+        self._clock: asyncio.TimerHandle | None = None
+
+    @property
+    def connection_count(self) -> int:
+        """Connections that are open, streams not counted."""
+        return len(self._state.connections)
+
+    async def start(self, *, has_keys: bool) -> str:
+        """Listen; the URL. Raises StartError: the address cannot be had, or anybody could ask."""
+        settings = self._settings
+        address = parse_address(settings.listen)
+        loop = asyncio.get_running_loop()
+        try:
+            found = await loop.getaddrinfo(*address, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        except socket.gaierror as error:
+            raise StartError(f"http.listen = {settings.listen!r}: {error.strerror}", EXIT_CONFIGURATION) from error
+        places = list(dict.fromkeys(str(item[4][0]) for item in found))
+        if not (has_keys or settings.allow_anonymous or all(_is_loopback(place) for place in places)):
+            raise StartError(
+                f"http.listen = {settings.listen!r} can be reached from elsewhere, and nobody would be asked for "
+                "a key: set http.api_keys_file, or http.allow_anonymous = true",
+                EXIT_CONFIGURATION,
+            )
+        port = address.port
+        try:
+            for place in places:
+                server = await loop.create_server(
+                    self._protocol, place, port, ssl=self._config.ssl, backlog=settings.backlog
+                )
+                self._servers.append(server)
+                port = server.sockets[0].getsockname()[1]  # 0 was asked for: the second place gets the same
+        except OSError as error:
+            raise StartError(
+                f"cannot listen on http.listen = {settings.listen!r}: {error.strerror or error}",
+                status_of_errno(error.errno),
+            ) from error
+        self._tick()
+        host = f"[{address.host}]" if ":" in address.host else address.host
+        return f"{'https' if self._config.is_ssl else 'http'}://{host}:{port}"
+
+    def stop_listening(self) -> None:
+        """Let nobody new in; idle connections are closed."""
+        for server in self._servers:
+            server.close()
+        for connection in list(self._state.connections):
+            connection.shutdown()
+
+    async def close(self) -> None:
+        """End what is left, giving answers that are under way a moment."""
+        self.stop_listening()
+        if self._clock is not None:
+            self._clock.cancel()
+        tasks = set(self._state.tasks)
+        if tasks:
+            _, late = await asyncio.wait(tasks, timeout=CLOSE_WAIT_S)
+            for task in late:
+                task.cancel()
+        for connection in list(self._state.connections):
+            connection.transport.abort()
+
+    def _protocol(self) -> TakingProtocol:
+        return TakingProtocol(config=self._config, server_state=self._state, app_state={}, bounds=self._bounds)
+
+    def _tick(self) -> None:
+        """The Date header, once a second."""
+        self._state.default_headers[:] = [(b"date", formatdate(usegmt=True).encode())]
+        self._clock = asyncio.get_running_loop().call_later(1.0, self._tick)
+
+    def _check_files(self) -> None:
+        settings = self._settings
+        if bool(settings.tls_certificate_file) != bool(settings.tls_key_file):
+            raise StartError(
+                "http.tls_certificate_file and http.tls_key_file belong together: set both, or none", EXIT_CONFIGURATION
+            )
+        for name in ("tls_certificate_file", "tls_key_file"):
+            path = getattr(settings, name)
+            if path and not Path(path).is_file():
+                raise StartError(f'http.{name} = "{path}" is no file', EXIT_CONFIGURATION)
+
+
+def _is_loopback(place: str) -> bool:
+    return ipaddress.ip_address(place.partition("%")[0]).is_loopback

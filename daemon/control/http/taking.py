@@ -1,0 +1,408 @@
+"""Taking a request's socket out of uvicorn: an ASGI extension for this daemon and for any application.
+
+`TakingProtocol` is given to uvicorn as `http=`. An application finds `scope["extensions"]["streaming_daemon.take"]`:
+
+- `take`: a coroutine function without arguments. It returns a `Taken`: a descriptor of the connection that is the
+  caller's from then on, and what has been read of the request's body. uvicorn forgets the connection; nothing may be
+  sent through ASGI any more. It must come before the response begins, and raises `ClientGone` where nobody is left.
+
+A body is read no further than its head until the application calls `receive`, so whoever takes the socket without
+calling it gets every byte of it, either in `Taken.unread` or from the descriptor. After `receive` has been called, the
+body must be read to its end first. The extension is absent under TLS, where a descriptor is of no use.
+
+Nothing here knows the daemon: docs/http.md has an application that hands its sockets over.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import threading
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
+
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from daemon.control.http.lingering import LingeringTransport
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from uvicorn.config import Config
+    from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
+    from uvicorn.server import ServerState
+
+EXTENSION = "streaming_daemon.take"
+ABORT = "streaming_daemon.abort"  # `abort()` ends the connection without a response's true end; also under TLS
+# With this key `http.response.start` is not sent: it has been through all middleware, and its sender reads its headers.
+HEADERS_KEY = "streaming_daemon.headers"
+HEAD_BYTES_MAX = 16_384
+HEAD_TIMEOUT_S = 10.0
+# What one read takes while a head, or a body that nobody has asked for, is coming: so much is unread at most.
+HELD_BYTES_MAX = 3584
+BODY_READ_BYTES = 65_536
+DRAIN_POLL_S = 0.001
+DRAIN_S = 10.0
+_HEAD_END = b"\r\n\r\n"
+
+
+class ClientGone(OSError):  # noqa: N818  (the condition's name)
+    """The client has left, so there is no socket to take."""
+
+
+class Bounds(NamedTuple):
+    """What clients may take up."""
+
+    head_bytes_max: int = HEAD_BYTES_MAX
+    head_timeout_s: float = HEAD_TIMEOUT_S
+    connections_max: int = 0  # 0: no limit
+
+
+class Taken(NamedTuple):
+    """A connection that was taken."""
+
+    fd: int  # the caller's to close
+    unread: bytes  # what has been read behind the head, as it came: framing of chunks included
+    expects_100: bool  # the client waits for `100 Continue`, which has not been sent
+    client_address: str
+
+
+class Exchange:
+    """One request and its response, as far as taking is concerned."""
+
+    __slots__ = ("cycle", "is_held", "protocol")
+
+    def __init__(self, protocol: RequestProtocol, cycle: RequestResponseCycle) -> None:
+        """The head has been parsed."""
+        self.protocol = protocol
+        self.cycle = cycle
+        self.is_held = True  # what is behind the head has not been parsed
+
+    async def take(self) -> Taken:
+        """See the module. Raises ClientGone, or OSError where no descriptor is left: then nothing has changed."""
+        return await self.protocol.take(self)
+
+
+def refusal(status: int, message: str) -> bytes:
+    """A whole response for a request that cannot be parsed, in OpenAI's envelope."""
+    error = {"message": message, "type": "invalid_request_error", "param": None, "code": None}
+    body = json.dumps({"error": error}).encode()
+    head = (
+        f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\nContent-Type: application/json\r\n"
+        f"Content-Length: {len(body)}\r\nConnection: close\r\n\r\n"
+    )
+    return head.encode() + body
+
+
+class RequestProtocol(HttpToolsProtocol):
+    """uvicorn's protocol, which reads a body only when the application asks for it, and lets go of its socket."""
+
+    def __init__(
+        self,
+        config: Config,
+        server_state: ServerState,
+        app_state: dict[str, Any],
+        _loop: asyncio.AbstractEventLoop | None = None,
+        bounds: Bounds = Bounds(),  # noqa: B008  (immutable)
+    ) -> None:
+        """As uvicorn makes it, which leaves the bounds as they are."""
+        super().__init__(config=config, server_state=server_state, app_state=app_state, _loop=_loop)
+        self._application = self.app
+        self.app = cast("Any", self._serve)
+        self._bounds = bounds
+        self._exchange: Exchange | None = None
+        self._held = b""
+        self._head_tail = b""  # the last bytes of a head that is not complete, in which its end may begin
+        self._head_bytes = 0
+        self._is_head_complete = False
+        self._head_deadline: asyncio.TimerHandle | None = None
+        self._is_skipping = False
+        self._body_left: int | None = None  # of the body's bytes, where its head gave their number
+        self.successor: asyncio.Protocol | None = None  # a WebSocket's protocol, once it has taken over
+
+    # ---- what comes
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """A client has connected, and must have sent a head in time."""
+        super().connection_made(cast("Any", LingeringTransport(transport)))
+        self._await_head()
+        if 0 < self._bounds.connections_max < len(self.connections):
+            self.refuse(503, "as many connections as are allowed are open")
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The client has gone, or its socket was taken."""
+        self._head_arrived()
+        cast("LingeringTransport", self.transport).lost()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        """Feed the parser no further than to the end of a head; what is behind it waits for the application."""
+        if self.transport.is_closing():
+            cast("LingeringTransport", self.transport).discard(len(data))
+            return
+        exchange = self._exchange
+        if exchange is None:
+            self._head_received(data)
+        elif exchange.is_held or not exchange.cycle.more_body:
+            self._held += data
+            self.flow.pause_reading()
+        else:
+            self._body_received(data)
+
+    def _body_received(self, data: bytes) -> None:
+        """Feed the parser the body, and no further where its length is known."""
+        if self._body_left is None:
+            super().data_received(data)
+            return
+        piece, rest = data[: self._body_left], data[self._body_left :]
+        self._body_left -= len(piece)
+        if rest:
+            self._held = rest
+            self.flow.pause_reading()
+        super().data_received(piece)
+
+    def _head_received(self, data: bytes) -> None:
+        self._unset_keepalive_if_required()
+        if self._head_deadline is None:
+            self._await_head()
+        rest = data
+        while rest:
+            known = len(self._head_tail)
+            found = (self._head_tail + rest).find(_HEAD_END)
+            if found < 0:
+                self._head_tail = (self._head_tail + rest)[-3:]
+                piece, rest = rest, b""
+            else:
+                end = found + len(_HEAD_END) - known
+                piece, rest = rest[:end], rest[end:]
+                self._head_tail = b""
+            self._head_bytes += len(piece)
+            if self._head_bytes > self._bounds.head_bytes_max:
+                self.refuse(431, f"the request's head is larger than {self._bounds.head_bytes_max} bytes")
+                return
+            self._is_head_complete = False
+            super().data_received(piece)
+            if self._is_head_complete or self.transport.is_closing():
+                self._hold(rest)
+                return
+
+    def _hold(self, rest: bytes) -> None:
+        """A head has been parsed, and `rest` came behind it."""
+        self._head_arrived()
+        self._head_bytes = 0
+        if self.successor is not None:
+            if rest and not self.transport.is_closing():
+                self.successor.data_received(rest)
+            return
+        if self._exchange is None:
+            return
+        self._held = rest
+        if rest or self.cycle.more_body:
+            self.flow.pause_reading()
+
+    def on_headers_complete(self) -> None:
+        """The application is started; it finds the extension in its scope."""
+        self._is_head_complete = True
+        if self._exchange is not None:
+            self._skip()
+            return
+        earlier = self.cycle
+        super().on_headers_complete()
+        if self.cycle is earlier:
+            return  # a WebSocket
+        exchange = Exchange(self, self.cycle)
+        scope = cast("dict[str, Any]", self.scope)
+        scope["streaming_daemon.exchange"] = exchange
+        extensions: dict[str, Any] = {ABORT: {"abort": self.transport.abort}}
+        if self.scheme == "http":
+            extensions[EXTENSION] = {"take": exchange.take}
+        scope["extensions"] = extensions
+        self._exchange = exchange
+        length = next((value for name, value in self.headers if name == b"content-length"), None)
+        self._body_left = None if length is None else int(length)
+
+    def _skip(self) -> None:
+        """A request came in one piece with the chunked body before it, so that it was parsed before its turn.
+
+        It could not be held as others are, and is not answered: the connection ends with the response before it, which
+        tells its client to send it again.
+        """
+        self._is_skipping = True
+        self.cycle.keep_alive = False
+
+    def on_body(self, body: bytes) -> None:
+        """A piece of the body."""
+        if not self._is_skipping:
+            super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        """The request is whole."""
+        if not self._is_skipping:
+            super().on_message_complete()
+
+    def on_response_complete(self) -> None:
+        """A request is over; the next one may have come already."""
+        super().on_response_complete()
+        if self._is_skipping:
+            self.transport.close()
+        if self.transport.is_closing():
+            return
+        self._exchange = None
+        held, self._held = self._held, b""
+        if held:
+            self.data_received(held)
+
+    def _release(self, exchange: Exchange) -> None:
+        """Feed the parser what waits: the application wants it, or has answered."""
+        if not exchange.cycle.more_body or self.transport.is_closing():
+            return  # what waits is the next request
+        exchange.is_held = False
+        held, self._held = self._held, b""
+        self.flow.resume_reading()
+        if held:
+            self._body_received(held)
+
+    # ---- the application
+
+    async def _serve(self, scope: dict[str, Any], receive: Callable[[], Any], send: Callable[..., Any]) -> None:
+        exchange: Exchange = scope.pop("streaming_daemon.exchange")
+
+        async def receive_body() -> Any:  # noqa: ANN401  (ASGI's)
+            if exchange.is_held:
+                self._release(exchange)
+            return await receive()
+
+        async def send_response(message: Any) -> None:  # noqa: ANN401  (ASGI's)
+            if HEADERS_KEY in message:
+                return  # it was only to learn what middleware adds to it
+            if exchange.is_held:
+                self._release(exchange)
+            if exchange.cycle.more_body:
+                # The rest of the body is not wanted, and may be long: it is not waited for.
+                exchange.cycle.keep_alive = False
+            await send(message)
+
+        await self._application(scope, receive_body, send_response)
+
+    async def take(self, exchange: Exchange) -> Taken:
+        """Let go of the socket: `Exchange.take`."""
+        cycle, transport = exchange.cycle, self.transport
+        assert self.scheme == "http", "the extension is absent under TLS"
+        if cycle.response_started or (not exchange.is_held and cycle.more_body):
+            message = "the socket is taken before the response begins, and before the body is read or after its end"
+            raise RuntimeError(message)
+        deadline_s = self.loop.time() + DRAIN_S
+        # The end of an earlier response, of which asyncio tells nobody but its own flow control.
+        while transport.get_write_buffer_size() > 0 and not cycle.disconnected:
+            if self.loop.time() > deadline_s:
+                raise ClientGone("the client does not read what it was sent before")
+            await asyncio.sleep(DRAIN_POLL_S)
+        if cycle.disconnected or transport.is_closing():
+            raise ClientGone("the client has left")
+        taken_from = transport.get_extra_info("socket")
+        fd = os.dup(taken_from.fileno())
+        self.flow.pause_reading()
+        address = "" if self.client is None else self.client[0]
+        taken = Taken(fd, self._held if cycle.more_body else b"", cycle.waiting_for_100_continue, address)
+        self._held = b""
+        cycle.disconnected = True  # so that uvicorn does not miss a response
+        transport.abort()  # the duplicate keeps the connection open
+        return taken
+
+    # ---- refusals and deadlines
+
+    def send_400_response(self, msg: str) -> None:
+        """What is no HTTP."""
+        self.refuse(400, msg)
+
+    def refuse(self, status: int, message: str) -> None:
+        """Answer a request that cannot be parsed, and close."""
+        if not self.transport.is_closing():
+            self.transport.write(refusal(status, message))
+            self.transport.close()
+
+    def handle_websocket_upgrade(self) -> None:
+        """The connection becomes a WebSocket's, which closes it in its own way."""
+        self._head_arrived()
+        inner = self.transport = cast("LingeringTransport", self.transport).inner
+        front = inner.get_protocol()
+        super().handle_websocket_upgrade()
+        self.successor = cast("asyncio.Protocol", inner.get_protocol())
+        # Reading goes on into the buffer of the one that read until now: it passes on what comes.
+        inner.set_protocol(front)
+
+    def _await_head(self) -> None:
+        self._head_deadline = self.loop.call_later(self._bounds.head_timeout_s, self._head_late)
+
+    def _head_arrived(self) -> None:
+        if self._head_deadline is not None:
+            self._head_deadline.cancel()
+            self._head_deadline = None
+
+    def _head_late(self) -> None:
+        self._head_deadline = None
+        if self._head_bytes > 0:
+            self.refuse(408, "the request's head did not come in time")
+        else:
+            self.transport.abort()
+
+    @property
+    def read_bytes_max(self) -> int:
+        """How much may be read at once."""
+        exchange = self._exchange
+        is_held = self.successor is None and (exchange is None or exchange.is_held)
+        return HELD_BYTES_MAX if is_held else BODY_READ_BYTES
+
+
+class TakingProtocol(asyncio.BufferedProtocol):
+    """What uvicorn is given as `http=`: it bounds what one read takes, and leaves the rest to RequestProtocol."""
+
+    request_protocol = RequestProtocol
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:  # noqa: ANN401  (uvicorn's)
+        """As uvicorn makes a protocol."""
+        self._inner = self.request_protocol(*arguments, **options)
+        self._buffer = _buffer_of_thread()
+
+    def get_buffer(self, sizehint: int) -> memoryview:  # noqa: ARG002  (asyncio's)
+        """Where the next read goes. It is taken out of there before anybody else reads on this thread."""
+        return self._buffer[: self._inner.read_bytes_max]
+
+    def buffer_updated(self, nbytes: int) -> None:
+        """So much has been read."""
+        data = bytes(self._buffer[:nbytes])
+        (self._inner.successor or self._inner).data_received(data)
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """A client has connected."""
+        self._inner.connection_made(cast("asyncio.Transport", transport))
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """It has gone."""
+        if self._inner.successor is not None:
+            self._inner.successor.connection_lost(exc)
+        else:
+            self._inner.connection_lost(exc)
+
+    def eof_received(self) -> bool | None:
+        """It sends no more: the connection is closed."""
+        return (self._inner.successor or self._inner).eof_received()
+
+    def pause_writing(self) -> None:
+        """It reads too slowly."""
+        (self._inner.successor or self._inner).pause_writing()
+
+    def resume_writing(self) -> None:
+        """It reads again."""
+        (self._inner.successor or self._inner).resume_writing()
+
+
+_buffers = threading.local()
+
+
+def _buffer_of_thread() -> memoryview:
+    buffer: memoryview | None = getattr(_buffers, "buffer", None)
+    if buffer is None:
+        buffer = _buffers.buffer = memoryview(bytearray(BODY_READ_BYTES))
+    return buffer

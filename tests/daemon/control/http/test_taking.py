@@ -1,0 +1,329 @@
+"""Taking sockets out of uvicorn, on both event loops: no byte is lost, and no response is sent twice."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import json
+import os
+import random
+import socket
+import threading
+import time
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import uvicorn
+import uvloop
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from uvicorn.server import ServerState
+
+from daemon.control.http.taking import ABORT, EXTENSION, HELD_BYTES_MAX, Bounds, ClientGone, Taken, TakingProtocol
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+TAKEN_HEAD = b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n"
+
+
+async def application(scope: dict[str, Any], receive: Callable[..., Any], send: Callable[..., Any]) -> None:
+    """Paths say what is done: /take, /body-then-take, /echo, /ignore, /abort."""
+    assert scope["type"] == "http"
+    path, extensions = scope["path"], scope["extensions"]
+    body = b""
+    if path in {"/echo", "/body-then-take"}:
+        more = True
+        while more:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                return
+            body += message["body"]
+            more = message["more_body"]
+    if path == "/abort":
+        extensions[ABORT]["abort"]()
+        return
+    if path in {"/take", "/body-then-take"}:
+        with contextlib.suppress(ClientGone):
+            taken = await extensions[EXTENSION]["take"]()
+            threading.Thread(target=_stream, args=(taken, body, path == "/take", scope)).start()
+        return
+    answer = json.dumps({"path": path, "body": body.decode("latin-1")}).encode()
+    length = (b"content-length", b"%d" % len(answer))
+    await send({"type": "http.response.start", "status": 200, "headers": [length]})
+    await send({"type": "http.response.body", "body": answer})
+
+
+def _stream(taken: Taken, body: bytes, reads_body: bool, scope: dict[str, Any]) -> None:
+    """What a daemon does with a socket: answer with everything that was sent on it. Clients may leave meanwhile."""
+    with socket.socket(fileno=taken.fd) as client, contextlib.suppress(OSError):
+        client.setblocking(True)
+        client.settimeout(10)
+        if taken.expects_100:
+            client.sendall(b"HTTP/1.1 100 Continue\r\n\r\n")
+        headers = dict(scope["headers"])
+        got = taken.unread
+        wanted = int(headers.get(b"content-length", b"0"))
+        chunked = b"transfer-encoding" in headers
+        while reads_body and (not got.endswith(b"0\r\n\r\n") if chunked else len(got) < wanted):
+            piece = client.recv(65_536)
+            if not piece:
+                break
+            got += piece
+        client.sendall(TAKEN_HEAD + (got if reads_body else body))
+        client.shutdown(socket.SHUT_WR)
+        while client.recv(65_536):
+            pass
+
+
+class Server:
+    """uvicorn's parts around TakingProtocol, in a thread of its own."""
+
+    def __init__(self, new_loop: Callable[[], asyncio.AbstractEventLoop], bounds: Bounds) -> None:
+        self.loop = new_loop()
+        self.state = ServerState()
+        self.config = uvicorn.Config(application, http="httptools", lifespan="off", log_config=None, access_log=False)
+        self.config.timeout_keep_alive = 1
+        self.config.load()
+        self.bounds = bounds
+        self.errors: list[dict[str, Any]] = []
+        self.loop.set_exception_handler(lambda _loop, context: self.errors.append(context))
+        started = threading.Event()
+        self.thread = threading.Thread(target=self._run, args=(started,))
+        self.thread.start()
+        assert started.wait(10)
+
+    def _run(self, started: threading.Event) -> None:
+        asyncio.set_event_loop(self.loop)
+        server = self.loop.run_until_complete(self.loop.create_server(self._protocol, "127.0.0.1", 0))
+        self.address = server.sockets[0].getsockname()
+        self.loop.call_soon(started.set)
+        self.loop.run_forever()
+        server.close()
+        for connection in list(self.state.connections):
+            connection.transport.abort()
+        self.loop.run_until_complete(asyncio.sleep(0.01))
+        self.loop.close()
+
+    def _protocol(self) -> TakingProtocol:
+        return TakingProtocol(config=self.config, server_state=self.state, app_state={}, bounds=self.bounds)
+
+    def connect(self) -> socket.socket:
+        client = socket.create_connection(self.address)
+        client.settimeout(10)
+        return client
+
+    def wait_no_connections(self) -> None:
+        deadline_s = time.monotonic() + 10
+        while self.state.connections or self.state.tasks:
+            assert time.monotonic() < deadline_s, self.state.connections
+            time.sleep(0.005)
+
+    def close(self) -> None:
+        self.loop.call_soon_threadsafe(self.loop.stop)
+        self.thread.join()
+        assert not self.errors
+
+
+@pytest.fixture(scope="module", params=[asyncio.new_event_loop, uvloop.new_event_loop], ids=["asyncio", "uvloop"])
+def server(request: pytest.FixtureRequest) -> Iterator[Server]:
+    made = Server(request.param, Bounds(head_bytes_max=8192, head_timeout_s=1.0, connections_max=50))
+    yield made
+    made.close()
+
+
+def read_all(client: socket.socket) -> bytes:
+    got = b""
+    with contextlib.suppress(ConnectionResetError):
+        while piece := client.recv(65_536):
+            got += piece
+    return got
+
+
+def ask(server: Server, pieces: list[bytes], pause_s: float = 0.0) -> bytes:
+    with server.connect() as client:
+        for piece in pieces:
+            with contextlib.suppress(OSError):  # the server may have answered and closed already
+                client.sendall(piece)
+            if pause_s:
+                time.sleep(pause_s)
+        return read_all(client)
+
+
+def post(path: str, body: bytes, *, chunked: bool = False, more: str = "") -> bytes:
+    if chunked:
+        cut = len(body) // 2
+        framed = b"".join(b"%x\r\n%b\r\n" % (len(part), part) for part in (body[:cut], body[cut:]) if part)
+        return (
+            f"POST {path} HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n{more}\r\n".encode()
+            + framed
+            + b"0\r\n\r\n"
+        )
+    return f"POST {path} HTTP/1.1\r\nHost: a\r\nContent-Length: {len(body)}\r\n{more}\r\n".encode() + body
+
+
+def head_end(request: bytes) -> int:
+    return request.index(b"\r\n\r\n") + 4
+
+
+def test_a_request_without_a_body_is_taken(server: Server) -> None:
+    assert ask(server, [b"GET /take HTTP/1.1\r\nHost: a\r\n\r\n"]) == TAKEN_HEAD
+    server.wait_no_connections()
+
+
+@pytest.mark.parametrize("size", [0, 1, 10, HELD_BYTES_MAX - 1, HELD_BYTES_MAX, HELD_BYTES_MAX + 1, 1_000_000])
+@pytest.mark.parametrize("chunked", [False, True])
+def test_every_byte_of_an_unread_body_is_there(server: Server, size: int, chunked: bool) -> None:
+    request = post("/take", random.Random(size).randbytes(size), chunked=chunked)
+    assert ask(server, [request]) == TAKEN_HEAD + request[head_end(request) :]
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+def test_a_body_that_was_read_is_whole(server: Server, chunked: bool) -> None:
+    body = random.Random(1).randbytes(300_000)
+    assert ask(server, [post("/body-then-take", body, chunked=chunked)]) == TAKEN_HEAD + body
+
+
+@pytest.mark.parametrize("path", ["/take", "/body-then-take", "/echo"])
+def test_a_request_cut_at_every_byte(server: Server, path: str) -> None:
+    request = post(path, b"0123456789", more="Connection: close\r\n")
+    whole = ask(server, [request])
+    for cut in range(1, len(request)):
+        assert ask(server, [request[:cut], request[cut:]], 0.002) == whole
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    paths=st.lists(st.sampled_from(["/echo", "/ignore"]), max_size=4),
+    last=st.sampled_from(["/take", "/body-then-take"]),
+    sizes=st.lists(st.integers(0, 9000), min_size=5, max_size=5),
+    chunked=st.lists(st.booleans(), min_size=5, max_size=5),
+    cuts=st.lists(st.integers(1, 30_000), max_size=6),
+)
+def test_whatever_comes_before_no_byte_is_lost_and_no_response_sent_twice(
+    server: Server, paths: list[str], last: str, sizes: list[int], chunked: list[bool], cuts: list[int]
+) -> None:
+    requests = [
+        post(path, bytes([65 + number]) * sizes[number], chunked=chunked[number])
+        for number, path in enumerate([*paths, last])
+    ]
+    data = b"".join(requests)
+    edges = [0, *sorted({cut for cut in cuts if cut < len(data)}), len(data)]
+    got = ask(server, [data[a:b] for a, b in itertools.pairwise(edges)], 0.001)
+    position = 0
+    for number, path in enumerate(paths):
+        start = got.index(b"\r\n\r\n", position) + 4
+        head = got[position:start]
+        length = int(head.lower().split(b"content-length: ")[1].split(b"\r\n")[0])
+        answer = json.loads(got[start : start + length])
+        assert answer["path"] == path
+        assert answer["body"] == (chr(65 + number) * sizes[number] if path == "/echo" else "")
+        position = start + length
+        if b"connection: close" in head:
+            # A body that nobody wanted was not all there, or the next request came in one piece with a chunked one.
+            assert path == "/ignore" or chunked[number]
+            assert position == len(got)
+            return
+    body = requests[-1][head_end(requests[-1]) :] if last == "/take" else b"%c" % (65 + len(paths)) * sizes[len(paths)]
+    assert got[position:] == TAKEN_HEAD + body
+
+
+def test_connections_are_kept_and_taken_at_last(server: Server) -> None:
+    with server.connect() as client:
+        for number in range(5):
+            client.sendall(post("/echo", b"%d" % number))
+            got = b""
+            while not got.endswith(b"}"):
+                got += client.recv(4096)
+            assert b'"body": "%d"' % number in got
+        client.sendall(b"GET /take HTTP/1.1\r\nHost: a\r\n\r\n")
+        assert read_all(client) == TAKEN_HEAD
+
+
+def test_what_is_pipelined_behind_a_taken_request_is_not_answered(server: Server) -> None:
+    request = b"GET /take HTTP/1.1\r\nHost: a\r\n\r\n"
+    assert ask(server, [request + b"GET /echo HTTP/1.1\r\nHost: a\r\n\r\n"]) == TAKEN_HEAD
+
+
+def test_http_1_0_is_taken_too(server: Server) -> None:
+    assert ask(server, [b"GET /take HTTP/1.0\r\n\r\n"]) == TAKEN_HEAD
+
+
+def test_expect_100_continue(server: Server) -> None:
+    request = post("/take", b"abc", more="Expect: 100-continue\r\n")
+    with server.connect() as client:
+        client.sendall(request[:-3])
+        assert client.recv(4096) == b"HTTP/1.1 100 Continue\r\n\r\n"
+        client.sendall(b"abc")
+        assert read_all(client) == TAKEN_HEAD + b"abc"
+    request = post("/echo", b"abc", more="Expect: 100-continue\r\nConnection: close\r\n")
+    with server.connect() as client:
+        client.sendall(request[:-3])
+        assert client.recv(4096) == b"HTTP/1.1 100 Continue\r\n\r\n"
+        client.sendall(b"abc")
+        assert read_all(client).endswith(b'"body": "abc"}')
+
+
+def test_a_large_body_that_nobody_wants_does_not_destroy_the_answer(server: Server) -> None:
+    got = ask(server, [post("/ignore", bytes(700_000))])
+    assert got.startswith(b"HTTP/1.1 200 OK\r\n")
+    assert got.endswith(b'{"path": "/ignore", "body": ""}')
+
+
+def test_no_http(server: Server) -> None:
+    got = ask(server, [b"\x16\x03\x01 what is this\r\n\r\n"])
+    assert got.startswith(b"HTTP/1.1 400 Bad Request\r\n")
+    assert json.loads(got.partition(b"\r\n\r\n")[2])["error"]["type"] == "invalid_request_error"
+
+
+def test_a_head_that_is_too_large(server: Server) -> None:
+    got = ask(server, [b"GET / HTTP/1.1\r\nA: " + b"x" * 9000 + b"\r\n\r\n"])
+    assert got.startswith(b"HTTP/1.1 431 Request Header Fields Too Large\r\n")
+
+
+def test_a_head_that_comes_too_slowly(server: Server) -> None:
+    began_s = time.monotonic()
+    with server.connect() as client:
+        for byte in b"GET / HTTP/1.1\r\nHost: a\r\nA: ":
+            client.sendall(bytes([byte]))
+            time.sleep(0.01)
+        got = read_all(client)
+    assert got.startswith(b"HTTP/1.1 408 ")
+    assert 0.8 < time.monotonic() - began_s < 5
+
+
+def test_silence_is_cut(server: Server) -> None:
+    with server.connect() as client:
+        assert read_all(client) == b""
+    server.wait_no_connections()
+
+
+def test_too_many_connections(server: Server) -> None:
+    server.wait_no_connections()
+    clients = [server.connect() for _ in range(52)]
+    last = clients[-1]
+    assert last.recv(4096).startswith(b"HTTP/1.1 503 ")
+    for client in clients:
+        client.close()
+    server.wait_no_connections()
+
+
+def test_an_aborted_connection_has_no_response(server: Server) -> None:
+    assert ask(server, [b"GET /abort HTTP/1.1\r\nHost: a\r\n\r\n"]) == b""
+
+
+def test_clients_that_leave_at_every_moment_leave_nothing(server: Server) -> None:
+    server.wait_no_connections()
+    before = len(os.listdir("/proc/self/fd"))
+    request = post("/body-then-take", b"x" * 100) + post("/take", b"y" * 100)
+    for length in range(0, len(request), 7):
+        with server.connect() as client:
+            client.sendall(request[:length])
+            if length % 2:
+                client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+    server.wait_no_connections()
+    deadline_s = time.monotonic() + 15
+    while len(os.listdir("/proc/self/fd")) > before:
+        assert time.monotonic() < deadline_s
+        time.sleep(0.02)
