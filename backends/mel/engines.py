@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 from backends.interface import OptionError
 from backends.mel.cpu import CpuEngine
+from backends.mel.cuda.loads import Loads
+from backends.mel.spec import MEL_BINS
 
 if TYPE_CHECKING:
     from collections.abc import Generator
@@ -24,7 +26,10 @@ class Engines:
 
     def __init__(self, device: str, bins: int) -> None:
         """`device` is auto, cpu or cuda; an engine for `bins` is made now. OptionError for cuda without a GPU."""
-        self._lock = threading.Lock()
+        # One for each number of bins: opening a GPU takes seconds where a kernel must be compiled, and streams of the
+        # other bins do not wait for it.
+        self._locks = {count: threading.Lock() for count in MEL_BINS}
+        self._loads = Loads()
         self._is_gpu_wanted = device != "cpu"
         self._cpu: dict[int, CpuEngine] = {}
         self._cuda: dict[int, CudaEngine] = {}
@@ -42,7 +47,7 @@ class Engines:
     @contextlib.contextmanager
     def place(self, bins: int) -> Generator[MelEngine]:
         """An engine for one stream, which stays on one device as long as that works."""
-        with self._lock:
+        with self._locks[bins]:
             if bins not in self._cpu:
                 self._make(bins)
             cpu, cuda = self._cpu[bins], self._cuda.get(bins)
@@ -68,7 +73,7 @@ class Engines:
             return
         from backends.mel.cuda.engine import open_cuda_engine  # noqa: PLC0415  (only where a GPU is wanted)
 
-        cuda = open_cuda_engine(cpu)
+        cuda = open_cuda_engine(cpu, loads=self._loads)
         if cuda.workers:
             self._cuda[bins] = cuda
         else:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import importlib
-import importlib.util
+import contextlib
+import importlib.metadata
 import json
 import logging
+import os
 import platform
 import subprocess
 import sys
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from scripts import gpu_mel
-from scripts.gpu_mel import checks, plot, profilers, speed, streams
+from scripts.gpu_mel import backend, checks, plot, profilers, several, speed, streams, through_daemon
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -35,15 +36,25 @@ PARTS: dict[str, Callable[[Results], None]] = {
     "profile": profilers.profile,
 }
 # Asked for by name alone.
-OTHERS: dict[str, Callable[[Results], None]] = {"kernel": speed.kernel, "small": checks.small, "busy": profilers.busy}
+OTHERS: dict[str, Callable[[Results], None]] = {
+    "backend": backend.backend,
+    "daemon": through_daemon.through_daemon,
+    "several": several.several,
+    "faults": several.faults,
+    "kernel": speed.kernel,
+    "small": checks.small,
+    "busy": profilers.busy,
+    "driver": several.driver,
+    "fault_paced": several.fault_paced,
+    "fault_hard": several.fault_hard,
+}
 
 
 def _environment() -> Results:
     found: Results = {"python": platform.python_version(), "machine": platform.platform()}
-    for name in ("numba", "numba_cuda", "numpy", "pycuda", "torch", "torchaudio"):
-        if importlib.util.find_spec(name) is not None:
-            module = importlib.import_module(name)
-            found[name] = str(getattr(module, "__version__", getattr(module, "VERSION_TEXT", "?")))
+    for name in ("numba", "numba-cuda", "numpy", "pycuda", "torch", "torchaudio"):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
     done = subprocess.run(
         ["nvidia-smi", "--query-gpu=name,driver_version,clocks.max.sm,clocks.max.mem", "--format=csv,noheader"],
         capture_output=True,
@@ -92,9 +103,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("parts", nargs="*", help=f"of {', '.join([*PARTS, *OTHERS])} (default: the first {len(PARTS)})")
     parser.add_argument("--out", type=Path, help="where the results go")
+    parser.add_argument("--gpus", type=int, help="use so many GPUs at most (default: all)")
+    parser.add_argument("--audio", help="what `backend`, `daemon` and `faults` stream: mono, 16 kHz (default: chords)")
     options = parser.parse_args(arguments)
+    if options.gpus is not None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, range(options.gpus)))
     logging.basicConfig(level=logging.WARNING)
     results: Results = {"environment": _environment()}
+    if options.audio is not None:
+        results["audio"] = options.audio
     failed = False
     for name in cast("list[str]", options.parts) or PARTS:
         failed |= not _run(name, results)

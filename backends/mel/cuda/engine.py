@@ -7,7 +7,6 @@ too. Each device has a thread, which batches what arrives together (`worker`, `w
 from __future__ import annotations
 
 import logging
-import threading
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -17,6 +16,7 @@ import numpy as np
 from backends.mel import spec
 from backends.mel.cuda.device import DeviceError
 from backends.mel.cuda.jobs import Array, Job, check_clips
+from backends.mel.cuda.loads import Loads
 from backends.mel.cuda.slots import CLIPS_MAX, CLIPS_STAGED_MAX
 from backends.mel.cuda.worker import Limits, Worker
 from backends.mel.engine import EngineError, check_call
@@ -103,15 +103,18 @@ class CudaEngine:
         openers: Sequence[Callable[[], Device]],
         fallback: MelEngine,
         limits: Limits | None = None,
+        loads: Loads | None = None,
     ) -> None:
         """`openers` open one device each, on the thread that calls them. `fallback` has the same number of bins.
 
         A device that does not open is said in the log and not used; without any, `fallback` does all the work.
+        `loads` counts the streams of all engines that share it; without one the engine counts its own.
         """
         self.counters = EngineCounters()
         self._limits = limits or Limits()
         self._fallback = fallback
-        self._lock = threading.Lock()
+        self._loads = loads or Loads()
+        self._lock = self._loads.lock
         self._workers: list[Worker] = []
         self._closed: list[Worker] = []
         for open_device in openers:
@@ -192,14 +195,17 @@ class CudaEngine:
         with self._lock:
             if not self._workers:
                 return None
-            worker = min(self._workers, key=lambda other: (other.streams, other.waiting))
+            streams = self._loads.streams
+            worker = min(self._workers, key=lambda other: (streams[other.name], other.waiting))
             worker.streams += 1
+            streams[worker.name] += 1
             return worker
 
     def detach(self, worker: Worker) -> None:
         """A stream less. For `Place`."""
         with self._lock:
             worker.streams -= 1
+            self._loads.streams[worker.name] -= 1
 
     def compute_on_cpu(self, job: Job) -> None:
         """Do a job here and now, for want of a device."""
@@ -269,7 +275,7 @@ class CudaEngine:
             job.finish(refused)
 
 
-def open_cuda_engine(fallback: MelEngine, limits: Limits | None = None) -> CudaEngine:
+def open_cuda_engine(fallback: MelEngine, limits: Limits | None = None, loads: Loads | None = None) -> CudaEngine:
     """An engine over all GPUs of this machine; over none where PyCUDA or a driver is missing, which is said."""
     try:
         from backends.mel.cuda import pycuda_device  # noqa: PLC0415  (needs the extra `gpu`)
@@ -277,6 +283,6 @@ def open_cuda_engine(fallback: MelEngine, limits: Limits | None = None) -> CudaE
         count = pycuda_device.device_count()
     except (ImportError, DeviceError) as error:
         _log.warning("GPUs are not used: %s", error)
-        return CudaEngine([], fallback, limits)
+        return CudaEngine([], fallback, limits, loads)
     openers = [lambda ordinal=ordinal: pycuda_device.open_device(ordinal) for ordinal in range(count)]
-    return CudaEngine(openers, fallback, limits)
+    return CudaEngine(openers, fallback, limits, loads)

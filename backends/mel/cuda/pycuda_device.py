@@ -117,7 +117,7 @@ class PycudaDevice:
         _checked(self._context.push)
 
     def leave(self) -> None:
-        self._context.pop()
+        _checked(self._context.pop)
 
     def pinned(self, byte_count: int) -> Bytes:
         return cast("Bytes", _checked(self._pages.allocate, (byte_count,), np.uint8))
@@ -153,8 +153,8 @@ class PycudaDevice:
         self._pages.stop_holding()
         self._memories.stop_holding()
         del self._pages, self._memories
-        self._context.pop()
-        self._context.detach()
+        _checked(self._context.pop)
+        _checked(self._context.detach)
 
     def _function(self, key: KernelKey) -> Any:
         """Load a variant once."""

@@ -5,6 +5,7 @@ A device that fails is left at once: what it had not finished goes to whoever `o
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections import deque
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 
     from backends.mel.cuda.device import Device
     from backends.mel.cuda.jobs import Job
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -120,7 +123,8 @@ class Worker:
             return False
         try:
             device = self._device
-            if device is None or self._queue:
+            # Asked again: whoever had the turn may have lost the device, which is still there to be closed.
+            if device is None or self._queue or self._lost:
                 return False
             started_ns = time.monotonic_ns()
             device.enter()
@@ -131,8 +135,8 @@ class Worker:
                 device.leave()
             self._window.observe(started_ns, time.monotonic_ns())
             self._count([job])
-        except EngineError as error:
-            self._fail(error, self._slots[:1])  # finds another place for the job
+        except Exception as error:  # noqa: BLE001  (of whatever kind: the device is given up, and the error is said)
+            self._fail(error, [job])  # finds another place for the job
         else:
             job.finish()
         finally:
@@ -159,8 +163,8 @@ class Worker:
             self._device = device
             self._opened.set()
             self._serve()
-        except EngineError as error:
-            self._fail(error, self._slots)
+        except Exception as error:  # noqa: BLE001  (of whatever kind: it is said to whoever opens the device)
+            self._fail(error, [])
         finally:
             with self._turn:
                 self._device = None
@@ -177,30 +181,39 @@ class Worker:
     def _close_device(self, device: Device) -> None:
         try:
             device.close()
-        except DeviceError as error:
+        except Exception as error:  # noqa: BLE001  (of whatever kind: whoever waits for this thread must go on)
             # A device that is lost cannot be given back either; the driver does so when the process ends.
-            self._failure = self._failure or error
+            _log.log(logging.DEBUG if self._failure else logging.WARNING, "%s is not given back: %s", self.name, error)
 
-    def _fail(self, error: EngineError, slots: list[Slot]) -> None:
-        self._failure = error
+    def _fail(self, error: Exception, jobs: list[Job]) -> None:
+        """Give the device up, and those jobs and the queue to others; by the thread that has the turn.
+
+        Before it gives the turn back, or another thread would use a device that has failed.
+        """
+        # A new error: the caught one's frames would hold buffers and jobs for as long as it is kept.
+        said = str(error) if isinstance(error, EngineError) else f"{type(error).__name__}: {error}"
+        self._failure = DeviceError(said)
         if not self._opened.is_set():
             return
         with self._changed:
-            if self._lost:
-                return
+            assert not self._lost, "a device is lost once"
             self._lost = True
-            jobs = [job for slot in slots for job in slot.jobs if not job.done()]
             jobs += self._queue
             self._queue.clear()
             self._queued_bytes = 0
         self.counters.jobs_moved += len(jobs)
-        self._on_lost(self, jobs, error)
+        self._on_lost(self, jobs, self._failure)
 
     def _serve(self) -> None:
-        """Work until there is no more to come."""
+        """Work until there is no more to come, or the device fails."""
         while self._wait():
             with self._turn:
-                self._drain()
+                if self._lost:
+                    return
+                try:
+                    self._drain()
+                except Exception as error:  # noqa: BLE001  (of whatever kind: see `compute_here`)
+                    self._fail(error, [job for slot in self._slots for job in slot.jobs if not job.done()])
 
     def _wait(self) -> bool:
         """Wait for a job; false at the end."""

@@ -72,7 +72,12 @@ class FakeEvent:
 
 
 class FakeDevice:
-    """`faults` maps what is done ("memory", "copy_in", "launch", "wait") to how often it works before it fails."""
+    """`faults` maps what is done ("memory", "copy_in", "launch", "wait") to how often it works before it fails.
+
+    Once something has failed everything does, as on a GPU, whose errors are those of the whole context.
+    """
+
+    error_default: type[Exception] = DeviceError
 
     def __init__(
         self,
@@ -82,6 +87,8 @@ class FakeDevice:
     ) -> None:
         self.name = f"fake GPU {number}"
         self.faults = dict(faults or {})
+        self.error = self.error_default  # what is raised then
+        self.broken = False
         self.launch_s = 0.0
         self.bytes_held = 0
         self.launches: list[KernelKey] = []
@@ -93,14 +100,19 @@ class FakeDevice:
     def check(self, what: str) -> None:
         assert threading.get_ident() == self._threads[-1], "a device is used by the thread that entered it"
         assert not self.closed, "the device is closed"
+        self._work(what)
+
+    def _work(self, what: str) -> None:
         left = self.faults.get(what)
+        if self.broken or left == 0:
+            self.broken = True
+            raise self.error(f"{what} failed: the test wants it")
         if left is not None:
-            if left == 0:
-                raise DeviceError(f"{what} failed: the test wants it")
             self.faults[what] = left - 1
 
     def enter(self) -> None:
         assert not self.closed, "the device is closed"
+        self._work("enter")
         self._threads.append(threading.get_ident())
 
     def leave(self) -> None:
@@ -146,6 +158,8 @@ class FakeDevice:
 
     def close(self) -> None:
         self.closed = True
+        if "close" in self.faults:
+            self._work("close")
 
     def _hold(self, byte_count: int) -> None:
         self.bytes_held += byte_count

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import logging
+import sys
 import threading
 import time
 from typing import TYPE_CHECKING, Any
@@ -12,8 +13,11 @@ import numpy as np
 import pytest
 
 from backends.mel import reference, spec
+from backends.mel.cuda.device import DeviceError
 from backends.mel.cuda.engine import CudaEngine, open_cuda_engine
 from backends.mel.cuda.jobs import Job
+from backends.mel.cuda.loads import Loads
+from backends.mel.cuda.slots import Slot
 from backends.mel.cuda.worker import Busy, Limits
 from backends.mel.engine import EngineError
 from backends.mel.stream import MelStream
@@ -57,6 +61,7 @@ class Rig:
         *faults: dict[str, int],
         limits: Limits | None = None,
         kernels: Callable[[KernelKey], Callable[..., None]] | None = None,
+        loads: Loads | None = None,
     ) -> CudaEngine:
         """One device for each of `faults`."""
 
@@ -68,7 +73,7 @@ class Rig:
             return open_device
 
         openers = [opener(number, wanted) for number, wanted in enumerate(faults)]
-        self.engines.append(CudaEngine(openers, Reference(), limits))
+        self.engines.append(CudaEngine(openers, Reference(), limits, loads))
         return self.engines[-1]
 
 
@@ -338,6 +343,156 @@ def test_a_device_that_fails_in_mid_stream_is_left_and_said_once(
     assert errors[0].endswith("the CPU" if devices == 1 else "1 other GPUs")
     for place in places:
         place.close()
+
+
+def test_a_device_that_cannot_be_entered_any_more_is_left(rig: Rig) -> None:
+    engine = rig.engine({"enter": 2})
+    place = engine.place()
+    for turn in range(4):
+        samples, frames = chunk(4, turn), poisoned(4, BINS)
+        place.compute(samples, frames)
+        assert_right(samples, frames)
+    assert (engine.counters.devices_lost, engine.counters.jobs_on_cpu) == (1, 2)
+
+
+@pytest.mark.parametrize("error", [DeviceError, RuntimeError, AssertionError])
+@pytest.mark.parametrize("submitted", [False, True])
+def test_an_error_of_any_kind_gives_a_device_up(
+    rig: Rig, error: type[Exception], caplog: pytest.LogCaptureFixture, *, submitted: bool
+) -> None:
+    engine = rig.engine({"launch": 1, "close": 0})
+    rig.devices[0].error = error
+    place = engine.place()
+    for turn in range(3):
+        samples, frames = chunk(4, turn), poisoned(4, BINS)
+        if submitted:
+            place.submit(samples, frames).wait()
+        else:
+            place.compute(samples, frames)
+        assert_right(samples, frames)
+    assert engine.counters.devices_lost == 1
+    (said,) = [record.message for record in caplog.records if record.levelno == logging.ERROR]
+    assert "launch failed: the test wants it" in said
+    assert (error.__name__ in said) == (error is not DeviceError)
+
+
+@pytest.mark.timeout(30)
+@pytest.mark.parametrize("fault", ["memory", "prepare", "close"])
+def test_a_device_that_does_not_open_for_any_reason_is_not_used(
+    rig: Rig, fault: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    faults = {"prepare": 2, "close": 0} if fault == "close" else {fault: 2}
+    monkeypatch.setattr(FakeDevice, "error_default", RuntimeError)
+    engine = rig.engine(faults)
+    samples, frames = chunk(7), poisoned(7, BINS)
+    engine.place().compute(samples, frames)
+    assert_right(samples, frames)
+    assert engine.workers == []
+    assert caplog.records[0].message.startswith("a GPU is not used: RuntimeError: ")
+
+
+@pytest.mark.timeout(120)
+def test_streams_on_many_threads_outlive_each_device(rig: Rig) -> None:
+    """Whoever waits for the device, uses it, or is about to, when it fails: none hangs and none fails."""
+    interval_s = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    failures: list[BaseException] = []
+    try:
+        for turn in range(25):
+            engine = rig.engine({"launch": 2 + turn % 5}, {"wait": 4 + turn % 7}, kernels=lambda _: lambda *_: None)
+
+            def stream(number: int, engine: CudaEngine = engine) -> None:
+                try:
+                    place = engine.place()
+                    for _ in range(8):
+                        pair = chunk(2, number), poisoned(2, BINS)
+                        if number % 4 == 0:
+                            place.submit(*pair).wait()
+                        else:
+                            place.compute(*pair)
+                    place.close()
+                except BaseException as error:  # noqa: BLE001  (shown by the test's own thread)
+                    failures.append(error)
+
+            threads = [threading.Thread(target=stream, args=(number,), daemon=True) for number in range(16)]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join(5)
+            assert not any(thread.is_alive() for thread in threads), "a stream hangs"
+            assert not failures, failures
+            assert engine.counters.devices_lost >= 1
+    finally:
+        sys.setswitchinterval(interval_s)
+
+
+class Turn:
+    """The turn of a device: whoever asks for it first finds that another has just lost the device."""
+
+    def __init__(self, meanwhile: Callable[[], None]) -> None:
+        self.may_close = threading.Event()  # what the device's own thread does when it is lost
+        self._lock = threading.Lock()
+        self._meanwhile: Callable[[], None] | None = meanwhile
+
+    def acquire(self, *, blocking: bool = True) -> bool:
+        if blocking:
+            self.may_close.wait(20)
+        elif self._meanwhile is not None:
+            meanwhile, self._meanwhile = self._meanwhile, None
+            meanwhile()
+        return self._lock.acquire(blocking)
+
+    def release(self) -> None:
+        self._lock.release()
+
+    def __enter__(self) -> None:
+        self.acquire()
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
+
+
+@pytest.mark.timeout(60)
+def test_a_stream_that_gets_the_turn_of_a_device_just_lost_goes_elsewhere(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = rig.engine({"launch": 0})
+    first, second = engine.place(), engine.place()
+    right = [(chunk(4, seed), poisoned(4, BINS)) for seed in range(2)]
+
+    def lose() -> None:
+        thread = threading.Thread(target=second.compute, args=right[1])
+        thread.start()
+        thread.join()
+
+    turn = Turn(lose)
+    monkeypatch.setattr(engine.workers[0], "_turn", turn)
+    first.compute(*right[0])
+    turn.may_close.set()
+    for pair in right:
+        assert_right(*pair)
+    assert (engine.counters.devices_lost, engine.counters.jobs_on_cpu) == (1, 2)
+
+
+def test_a_device_that_failed_holds_nothing_of_its_streams(rig: Rig) -> None:
+    engine = rig.engine({"launch": 1})
+    place = engine.place()
+    for _ in range(3):
+        place.compute(chunk(2), poisoned(2, BINS))
+    engine.close()
+    gc.collect()
+    assert not [thing for thing in gc.get_objects() if isinstance(thing, Job | Slot)]
+    assert rig.devices[0].bytes_held == 0
+
+
+def test_engines_that_share_devices_share_their_loads(rig: Rig) -> None:
+    loads = Loads()
+    engines = [rig.engine({}, {}, loads=loads) for _ in range(2)]
+    places = [engine.place() for engine in engines for _ in range(3)]
+    assert [[worker.streams for worker in engine.workers] for engine in engines] == [[2, 1], [1, 2]]
+    for place in places:
+        place.close()
+    assert set(loads.streams.values()) == {0}
 
 
 def test_what_was_queued_when_a_device_failed_is_not_lost(rig: Rig) -> None:

@@ -1,0 +1,88 @@
+"""A GPU that really fails: a trap in its primary context, which is the engine's, through the driver alone.
+
+After a trap every call on that context fails, as after a fault of the hardware, until the process ends. Nothing is done
+to the GPU itself: its other processes do not notice.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from typing import Any
+
+_PTX = b"""
+.version 7.0
+.target sm_80
+.address_size 64
+.visible .entry fail() { trap; }
+"""
+
+
+class Primary:
+    """The primary context of a GPU, which everything in a process shares that does not make its own."""
+
+    def __init__(self, ordinal: int) -> None:
+        """Raises RuntimeError where there is no such GPU."""
+        self.driver: Any = ctypes.CDLL("libcuda.so.1")
+        self.context = ctypes.c_void_p()
+        self._device = ctypes.c_int()
+        self.call("cuInit", 0)
+        self.call("cuDeviceGet", ctypes.byref(self._device), ordinal)
+        self.call("cuDevicePrimaryCtxRetain", ctypes.byref(self.context), self._device)
+
+    def status(self, name: str, *arguments: Any) -> int:  # noqa: ANN401  (as the driver has them)
+        """Call the driver; returns its code, 0 for success."""
+        return int(getattr(self.driver, name)(*arguments))
+
+    def call(self, name: str, *arguments: Any) -> None:  # noqa: ANN401
+        """Call the driver. Raises RuntimeError."""
+        if code := self.status(name, *arguments):
+            raise RuntimeError(f"{name} failed with CUDA's error {code}")
+
+    def trap(self) -> None:
+        """Launch a kernel that traps, and do not wait for it: whoever uses the context next finds it broken."""
+        module, function, popped = ctypes.c_void_p(), ctypes.c_void_p(), ctypes.c_void_p()
+        self.call("cuCtxPushCurrent_v2", self.context)
+        try:
+            self.call("cuModuleLoadData", ctypes.byref(module), _PTX)
+            self.call("cuModuleGetFunction", ctypes.byref(function), module, b"fail")
+            self.call("cuLaunchKernel", function, 1, 1, 1, 1, 1, 1, 0, None, None, None)
+        finally:
+            self.status("cuCtxPopCurrent_v2", ctypes.byref(popped))
+
+    def release(self) -> int:
+        """Let go of the context; returns the driver's code."""
+        return self.status("cuDevicePrimaryCtxRelease_v2", self._device)
+
+
+def after_a_trap() -> dict[str, int]:
+    """What the driver answers, 0 or its error, to each call that a device's thread makes when it gives one up."""
+    primary = Primary(0)
+    memory, pages, stream, event, popped = (ctypes.c_void_p() for _ in range(5))
+    primary.call("cuCtxPushCurrent_v2", primary.context)
+    primary.call("cuMemAlloc_v2", ctypes.byref(memory), ctypes.c_size_t(1 << 20))
+    primary.call("cuMemHostAlloc", ctypes.byref(pages), ctypes.c_size_t(1 << 20), 0)
+    primary.call("cuStreamCreate", ctypes.byref(stream), 0)
+    primary.call("cuEventCreate", ctypes.byref(event), 0)
+    primary.trap()
+    found: dict[str, int] = {}
+    for name, arguments in (
+        ("cuStreamSynchronize", (stream,)),
+        ("cuEventRecord", (event, stream)),
+        ("cuEventDestroy_v2", (event,)),
+        ("cuStreamDestroy_v2", (stream,)),
+        ("cuMemFree_v2", (memory,)),
+        ("cuMemFreeHost", (pages,)),
+        ("cuCtxPopCurrent_v2", (ctypes.byref(popped),)),
+        ("cuCtxPushCurrent_v2", (primary.context,)),
+    ):
+        found[name] = primary.status(name, *arguments)
+    found["cuCtxPopCurrent_v2 again"] = primary.status("cuCtxPopCurrent_v2", ctypes.byref(popped))
+    found["cuDevicePrimaryCtxRelease_v2"] = primary.release()
+    again = Primary.__new__(Primary)
+    try:
+        again.__init__(0)  # type: ignore[misc]
+        found["a new context"] = again.status("cuCtxPushCurrent_v2", again.context)
+        found["memory in it"] = again.status("cuMemAlloc_v2", ctypes.byref(memory), ctypes.c_size_t(1 << 20))
+    except RuntimeError:
+        found["a new context"] = -1
+    return found
