@@ -14,14 +14,14 @@ from collections.abc import Iterator
 from http.client import HTTPConnection
 
 import pytest
-from selenium.webdriver import Chrome, ChromeOptions
-from selenium.webdriver.chrome.service import Service
+from selenium.webdriver import Chrome
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import WebDriverWait
 
-from tests.apache.environment import CHROMEDRIVER, CHROMIUM, REPOSITORY, Apache, running_daemon
+from tests.apache.environment import REPOSITORY, Apache, running_daemon
 from tests.apache.test_apache import contents_of, get, handoff_path, stream_url
+from tests.browser import contrast_ratio, running_chromium, use_scheme
 
 pytestmark = pytest.mark.browser
 
@@ -30,38 +30,14 @@ IMAGES = REPOSITORY / "docs" / "images"
 RECONNECT_SECONDS = 3.0
 WAIT_SECONDS_MAX = 20.0
 
-# No sandbox: the tests may run as root, and show only pages of our own. The rest keeps Chromium off the network: it
-# would look up its maker's hosts at every start.
-CHROMIUM_OPTIONS = (
-    "--headless",
-    "--no-sandbox",
-    "--disable-dev-shm-usage",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--window-size=900,900",
-    "--force-device-scale-factor=2",
-)
-
 WAYS = ("with-eventsource", "with-fetch")
 
 
 @pytest.fixture(scope="module")
 def browser(apache: Apache, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chrome]:
     assert apache.port, "Apache stands before the browser, and outlives it"
-    options = ChromeOptions()
-    options.binary_location = str(CHROMIUM)
-    for option in (*CHROMIUM_OPTIONS, f"--user-data-dir={tmp_path_factory.mktemp('chromium')}"):
-        options.add_argument(option)
-    # The driver's path is given, so that selenium looks for no other and downloads none.
-    driver = Chrome(options=options, service=Service(executable_path=str(CHROMEDRIVER)))
-    try:
+    with running_chromium(tmp_path_factory.mktemp("chromium")) as driver:
         yield driver
-    finally:
-        driver.quit()
 
 
 class Page:
@@ -216,9 +192,7 @@ def test_the_keyboard_reaches_everything_in_order(page: Page) -> None:
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_text_stands_out_in_light_and_dark(page: Page, site: Apache, scheme: str) -> None:
-    page.browser.execute_cdp_cmd(
-        "Emulation.setEmulatedMedia", {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
-    )
+    use_scheme(page.browser, scheme)
     page.press("with-fetch")
     page.wait_for("done")
     for selector in ("h1", "p", "textarea", "#with-fetch", "#output"):
@@ -227,24 +201,3 @@ def test_text_stands_out_in_light_and_dark(page: Page, site: Apache, scheme: str
         assert site.port
         IMAGES.mkdir(parents=True, exist_ok=True)
         page.browser.save_screenshot(str(IMAGES / f"example-page-{scheme}.png"))
-
-
-def contrast_ratio(browser: Chrome, selector: str) -> float:
-    """The ratio of WCAG 2.1 between an element's text and the first opaque ground behind it."""
-    ink, ground = browser.execute_script(
-        """
-        let element = document.querySelector(arguments[0]);
-        const ink = getComputedStyle(element).color;
-        const clear = "rgba(0, 0, 0, 0)";
-        while (getComputedStyle(element).backgroundColor === clear) element = element.parentElement;
-        return [ink, getComputedStyle(element).backgroundColor].map((text) => text.match(/\\d+/g).map(Number));
-        """,
-        selector,
-    )
-    lighter, darker = sorted((relative_luminance(ink), relative_luminance(ground)), reverse=True)
-    return (lighter + 0.05) / (darker + 0.05)
-
-
-def relative_luminance(color: list[int]) -> float:
-    linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in (c / 255 for c in color)]
-    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
