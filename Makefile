@@ -102,11 +102,11 @@ $(VENV)/.run: pyproject.toml | $(IN_VENV)
 
 $(VENV)/.test: pyproject.toml | $(VENV)/.run
 	@echo "==> Installing what the tests need"
-	@$(IN_VENV) $(PIP) --editable '.[test,mel,plot,mel-check]' && touch $@
+	@$(IN_VENV) $(PIP) --editable '.[test,mel,plot,transcribe,mel-check]' && touch $@
 
 $(VENV)/.check: pyproject.toml | $(VENV)/.run
 	@echo "==> Installing what the checks need"
-	@$(IN_VENV) $(PIP) --editable '.[test,mel,plot,mel-check,check]' && touch $@
+	@$(IN_VENV) $(PIP) --editable '.[test,mel,plot,transcribe,mel-check,check]' && touch $@
 
 # A real OpenAI-compatible server, in an environment of its own: the daemon's must hold nothing of it.
 .PHONY: real-server
@@ -128,4 +128,4 @@ oldest-environment: | $(IN_VENV)
 
 $(OLDEST_VENV)/.test: pyproject.toml
 	@echo "==> Installing into $(OLDEST_VENV) ($$($(OLDEST_VENV)/bin/python --version))"
-	@$(OLDEST_VENV)/bin/python $(PIP) --editable '.[test,mel,plot,mel-check]' && touch $@
+	@$(OLDEST_VENV)/bin/python $(PIP) --editable '.[test,mel,plot,transcribe,mel-check]' && touch $@

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
-from config.declaring import RELOADABLE, reloadable
+from config.declaring import RELOADABLE, reloadable, reloadable_text
 
 MelFormat = Literal["sse", "ndjson", "binary"]
 MelNormalisation = Literal["none", "running", "whisper"]
@@ -16,6 +16,7 @@ SampleFormat = Literal["auto", "wav", "s16le", "f32le"]
 SAMPLE_RATE_MIN_HZ = 1000
 SAMPLE_RATE_MAX_HZ = 768_000
 CHANNELS_MAX = 64
+BEAM_SIZE_MAX = 16
 
 
 def _choice(description: str) -> Meta:
@@ -51,3 +52,26 @@ class MelBackend(msgspec.Struct, frozen=True, kw_only=True):
     audio_seconds_max: Annotated[
         int, reloadable("length of the audio; more gets a 413; 0 = no limit", ge=0, le=10_000_000)
     ] = 36_000
+    transcribe_model: Annotated[
+        str,
+        Meta(
+            max_length=4096,
+            description="directory of a Whisper model in CTranslate2's form, which needs the extra `transcribe`; "
+            "requests may then ask for text; empty = off",
+        ),
+    ] = ""
+    transcribe_device: Annotated[Literal["cpu", "cuda"], Meta(description="what the Whisper model runs on")] = "cpu"
+    transcribe_uses_max: Annotated[
+        int, Meta(ge=1, le=16, description="windows that the model works on at once; others wait")
+    ] = 1
+    transcribe_threads: Annotated[int, Meta(ge=1, le=64, description="threads for each of these windows, on a CPU")] = 2
+    transcribe_language: Annotated[
+        str,
+        reloadable_text("of a request that names none, as `de`; empty = heard in its first 30 s", max_length=8),
+    ] = ""
+    transcribe_beam_size: Annotated[
+        int, reloadable("beams of a request that names no number", ge=1, le=BEAM_SIZE_MAX)
+    ] = 5
+    transcribe_beam_size_max: Annotated[
+        int, reloadable("beams that a request may ask for; more get a 400", ge=1, le=BEAM_SIZE_MAX)
+    ] = 5

@@ -44,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if loaded.action == "check_kernel":
         return _check_kernel(loaded)
     if loaded.action == "warm_cache":
-        return _warm_cache()
+        return _warm_cache(loaded)
     from daemon.service import serve
 
     return serve(loaded, given)
@@ -83,11 +83,26 @@ def _check_kernel(loaded: Loaded) -> int:
     return 0
 
 
-def _warm_cache() -> int:
-    from daemon.control.warming import warm
+def _warm_cache(loaded: Loaded) -> int:
+    from backends.registry import RegistryError, check
+    from daemon.control.exits import EXIT_CONFIGURATION
+    from daemon.control.warming import warm, warm_mel
 
+    if loaded.settings.uses_mel:
+        try:
+            check(loaded.settings)  # says what is not installed, which would otherwise be an exception from within
+        except RegistryError as error:
+            return _refuse(str(error), EXIT_CONFIGURATION)
     print(f"Compiling into {os.environ['NUMBA_CACHE_DIR']} (what is there already is only loaded)", flush=True)
-    warm(lambda step, seconds: print(f"  {step}: {seconds:.1f} s", flush=True))
+
+    def progress(step: str, seconds: float) -> None:
+        print(f"  {step}: {seconds:.1f} s", flush=True)
+
+    warm(progress)
+    if loaded.settings.uses_mel:
+        warm_mel(progress)
+    else:
+        print("  mel frames: left out, because mel is not enabled (backend.mel.enabled)", flush=True)
     return 0
 
 

@@ -9,6 +9,7 @@ import msgspec
 
 from backends.interface import BackendError
 from config.mel import (
+    BEAM_SIZE_MAX,
     CHANNELS_MAX,
     SAMPLE_RATE_MAX_HZ,
     SAMPLE_RATE_MIN_HZ,
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from backends.interface import Request
+    from backends.mel.transcriber import Transcriber
 
 _CHOICES: dict[str, tuple[object, ...]] = {
     "format": typing.get_args(MelFormat),
@@ -30,9 +32,17 @@ _CHOICES: dict[str, tuple[object, ...]] = {
     "normalisation": typing.get_args(MelNormalisation),
     "dtype": typing.get_args(MelNumberType),
     "sample_format": typing.get_args(SampleFormat),
+    "transcribe": (False, True),
 }
-_NUMBERS = {"sample_rate": (SAMPLE_RATE_MIN_HZ, SAMPLE_RATE_MAX_HZ), "channels": (1, CHANNELS_MAX)}
-_KNOWN = sorted(_CHOICES.keys() | _NUMBERS.keys())
+_NUMBERS = {
+    "sample_rate": (SAMPLE_RATE_MIN_HZ, SAMPLE_RATE_MAX_HZ),
+    "channels": (1, CHANNELS_MAX),
+    "beam_size": (1, BEAM_SIZE_MAX),
+}
+_TEXTS = {"language": 8}  # and the most characters
+_KNOWN = sorted(_CHOICES.keys() | _NUMBERS.keys() | _TEXTS.keys())
+_OF_TEXT = ("language", "beam_size")  # only with `transcribe`
+_OF_FEATURES = ("bins", "normalisation", "dtype")  # only without
 _UPLOADS = "WAV, s16le and f32le"
 # Types of an upload that say nothing, and those of WAV; other sounds and films are known not to be understood.
 _WAV_TYPES = frozenset({"audio/wav", "audio/x-wav", "audio/wave", "audio/vnd.wave"})
@@ -50,12 +60,16 @@ class Asked(NamedTuple):
     sample_format: SampleFormat
     sample_rate: int
     channels: int
+    transcribe: bool
+    language: str  # empty where it is to be heard
+    beam_size: int
 
 
-def asked(request: Request, defaults: MelBackend) -> Asked:
+def asked(request: Request, defaults: MelBackend, transcriber: Transcriber | None = None) -> Asked:
     """What a request asks, with the section's values for what it leaves out.
 
-    BackendError: 400 that names the field, 403 for a path in a request over HTTP, 415 for audio that is not understood.
+    BackendError: 400 that names the field, 403 for a path in a request over HTTP, 415 for audio that is not understood,
+    501 for text where there is no model.
     """
     said = request.options
     options = said.get("options")
@@ -72,8 +86,35 @@ def asked(request: Request, defaults: MelBackend) -> Asked:
     elif request.headers:
         # Whoever hands over has decided what its client may hear; who comes over HTTP has not been asked.
         raise BackendError(403, "field `audio_path`: over HTTP the audio is the request's body")
-    section = msgspec.structs.asdict(defaults)
+    section = {
+        **msgspec.structs.asdict(defaults),
+        "transcribe": False,
+        "language": defaults.transcribe_language,
+        "beam_size": defaults.transcribe_beam_size,
+    }
+    if values.get("transcribe"):
+        values.update(_of_model(values, defaults, transcriber))
+    elif given := [name for name in _OF_TEXT if name in values]:
+        raise BackendError(400, f"field `options.{given[0]}`: it goes with `transcribe`")
     return Asked(audio_path=path, **{name: values.get(name, section[name]) for name in Asked._fields[1:]})
+
+
+def _of_model(values: dict[str, Any], defaults: MelBackend, transcriber: Transcriber | None) -> dict[str, Any]:
+    """What a request for text leaves no choice of."""
+    if transcriber is None:
+        raise BackendError(501, "field `options.transcribe`: this server has no model (backend.mel.transcribe_model)")
+    if values.get("format", "sse") != "sse":
+        raise BackendError(400, "field `options.format`: text comes as `sse`")
+    for name in _OF_FEATURES:
+        if name in values:
+            raise BackendError(400, f"field `options.{name}`: with `transcribe` the model says it")
+    if values.get("beam_size", 1) > defaults.transcribe_beam_size_max:
+        most = defaults.transcribe_beam_size_max
+        raise BackendError(400, f"field `options.beam_size`: an integer from 1 to {most} is expected")
+    if not transcriber.knows(values.get("language", "")):
+        known = ", ".join(transcriber.languages) if transcriber.is_multilingual else "en"
+        raise BackendError(400, f"field `options.language`: the model knows {known}")
+    return {"format": "sse", "bins": transcriber.bins, "normalisation": "whisper"}
 
 
 def _checked(options: dict[str, Any]) -> dict[str, Any]:
@@ -83,6 +124,9 @@ def _checked(options: dict[str, Any]) -> dict[str, Any]:
             if not any(value == choice and type(value) is type(choice) for choice in choices):
                 status = 415 if name == "sample_format" else 400
                 raise BackendError(status, f"field `options.{name}`: known are {', '.join(map(str, choices))}")
+        elif name in _TEXTS:
+            if not isinstance(value, str) or len(value) > _TEXTS[name]:
+                raise BackendError(400, f"field `options.{name}`: a text of at most {_TEXTS[name]} letters is expected")
         elif bounds is None:
             raise BackendError(400, f"field `options`: it has a field that is not known; known are {', '.join(_KNOWN)}")
         elif type(value) is not int or not bounds[0] <= value <= bounds[1]:

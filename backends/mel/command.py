@@ -1,4 +1,4 @@
-"""`streaming-daemon mel FILE`: the features of an audio file, as NumPy's .npy or as a picture. The main thread alone.
+"""`streaming-daemon mel FILE`: features of an audio file, as NumPy's .npy or a picture, or its text. The main thread.
 
 The file is read piece by piece and the frames are written as they come, so hours of audio take no more memory than a
 minute. What is written has a name of its own until it is whole: a file under the wanted name is never a half one.
@@ -49,6 +49,7 @@ READ_SAMPLES_MAX = 65_536
 PICTURE_COLUMNS_MAX = 4_000  # more than a screen shows; longer audio is averaged down to it
 DTYPES = ("float32", "float16")
 SUFFIXES = (".npy", ".png")
+SMALL_MAX = 16  # of beams and threads
 
 
 class CommandError(Exception):
@@ -68,14 +69,21 @@ class Asked(NamedTuple):
     bin_count: int
     normalisation: Normalisation
     dtype: str
+    model: str  # a directory; empty where features are wanted, not text
+    language: str
+    beam_size: int
+    threads: int
 
 
 def main(arguments: Sequence[str]) -> int:
     """Run the command; `arguments` are those behind `mel`. The exit status: 0, 1 for a file's fault, 2, 130."""
     try:
         asked = _parse(arguments)
-        _check_libraries(asked.output)
-        print(_run(asked))
+        _check_libraries(asked)
+        if asked.model:
+            _transcribe(asked)
+        else:
+            print(_run(asked))
     except CommandError as error:
         print(f"{PROGRAM}: {error}", file=sys.stderr)
         return error.status
@@ -91,7 +99,7 @@ def _parse(arguments: Sequence[str]) -> Asked:
     parser = argparse.ArgumentParser(
         prog=PROGRAM,
         description="Compute the log-mel features of an audio file (WAV, FLAC, Ogg and what else libsndfile reads), at "
-        "any rate and with any number of channels.",
+        "any rate and with any number of channels; or, with a model, write down what is said in it.",
         epilog="Exit status: 0, 1 when a file cannot be read or written, 2 when the command line is wrong or a library "
         "is missing.",
     )
@@ -107,8 +115,11 @@ def _parse(arguments: Sequence[str]) -> Asked:
         f"{WINDOW_SECONDS} s, the last filled up with silence (default: %(default)s)",
     )  # fmt: skip
     parser.add_argument("--dtype", choices=DTYPES, default=DTYPES[0], help="of the array (default: %(default)s)")
+    _add_text_options(parser)
     given = parser.parse_args(list(arguments))
     source: Path = given.file
+    if given.transcribe is not None and given.output is not None:
+        parser.error("--transcribe writes to standard output: leave out --output")
     if not source.name:
         parser.error(f"{source} is a directory")
     output: Path = given.output or source.with_suffix(SUFFIXES[0])
@@ -116,7 +127,25 @@ def _parse(arguments: Sequence[str]) -> Asked:
         parser.error(f"{output} ends in neither {' nor '.join(SUFFIXES)}")
     if _is_same(source, output):
         parser.error(f"{output} would be written over the audio it is made from")
-    return Asked(source, output, given.bins, given.normalisation, given.dtype)
+    text = (given.transcribe or "", given.language, given.beam_size, given.threads)
+    return Asked(source, output, given.bins, given.normalisation, given.dtype, *text)
+
+
+def _add_text_options(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("text")
+    group.add_argument(
+        "--transcribe", metavar="MODEL_DIR",
+        help="print what is said, by the Whisper model of this directory (CTranslate2's form); its times in brackets",
+    )  # fmt: skip
+    group.add_argument("--language", default="", help="what is spoken, as `de` (default: heard in the first 30 s)")
+    group.add_argument("--beam-size", type=_small, default=5, metavar="N", help="default: %(default)s")
+    group.add_argument("--threads", type=_small, default=2, metavar="N", help="of the model (default: %(default)s)")
+
+
+def _small(text: str) -> int:
+    if not text.isdecimal() or not 1 <= int(text) <= SMALL_MAX:
+        raise argparse.ArgumentTypeError(f"{text!r} is no integer from 1 to {SMALL_MAX}")
+    return int(text)
 
 
 def _is_same(one: Path, other: Path) -> bool:
@@ -126,11 +155,13 @@ def _is_same(one: Path, other: Path) -> bool:
         return one == other
 
 
-def _check_libraries(output: Path) -> None:
+def _check_libraries(asked: Asked) -> None:
     """Say what is not installed, before anything is begun. Raises CommandError."""
     needs = {"soundfile": "mel", "soxr": "mel", "rich": "mel"}
-    if output.suffix.lower() == ".png":
+    if asked.output.suffix.lower() == ".png":
         needs["matplotlib"] = "plot"
+    if asked.model:
+        needs["ctranslate2"] = "transcribe"
     missing = {library: extra for library, extra in needs.items() if not _is_installed(library)}
     if missing:
         extras = ",".join(dict.fromkeys(missing.values()))
@@ -160,6 +191,28 @@ def _run(asked: Asked) -> str:
     audio_s, took_s = sample_count / SAMPLE_RATE_HZ, time.monotonic() - started_s
     what = f"{frame_count} frames of {asked.bin_count} bins"
     return f"{asked.output}: {what} from {audio_s:.2f} s of audio, in {took_s:.2f} s"
+
+
+def _transcribe(asked: Asked) -> None:
+    """Print each segment as it is heard. Raises CommandError."""
+    from backends.mel.engine import EngineError  # noqa: PLC0415  (see `_features`)
+    from backends.mel.transcriber import ModelError, Transcriber  # noqa: PLC0415
+
+    try:
+        model = Transcriber(asked.model, threads=asked.threads)
+    except ModelError as error:
+        raise CommandError(str(error), STATUS_CANNOT_BEGIN) from error
+    if not model.knows(asked.language):
+        raise CommandError(f"--language {asked.language}: the model does not know it", STATUS_CANNOT_BEGIN)
+    windows = asked._replace(bin_count=model.bins, normalisation="whisper")
+    transcript, sample_count = model.transcript(asked.language, asked.beam_size, lambda: False), 0
+    try:
+        for samples, frames in _features(windows):
+            sample_count += samples
+            for text, start_s, end_s in transcript.windows(frames, sample_count / SAMPLE_RATE_HZ):
+                print(f"[{start_s:.2f} --> {end_s:.2f}]{text}", flush=True)
+    except EngineError as error:
+        raise CommandError(str(error)) from error
 
 
 # ---- audio in

@@ -7,6 +7,7 @@ that was cut.
 from __future__ import annotations
 
 import binascii
+import math
 import struct
 from typing import TYPE_CHECKING
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from backends.mel.engine import Frames
+    from backends.mel.transcriber import Segment
     from config.mel import MelFormat, MelNumberType
 
 FORMS: dict[MelFormat, Form] = {
@@ -29,6 +31,7 @@ FORMS: dict[MelFormat, Form] = {
 }
 MAGIC = b"MEL1"
 BLOCK = struct.Struct("<4sBBHII")  # magic, number type, kind, bins, first frame, count
+TEXT_BYTES_MAX = 1 << 20  # of the whole text at the end of a stream; speech takes 20 hours for it
 FRAMES, END, ERROR = 0, 1, 2  # kinds of block
 NUMBER_TYPES: dict[MelNumberType, int] = {"float32": 0, "float16": 1}
 _LITTLE_ENDIAN: dict[MelNumberType, str] = {"float32": "<f4", "float16": "<f2"}
@@ -116,6 +119,40 @@ class BlockWriter(Writer):
         """A block of so many bytes of UTF-8."""
         text = f"{status} {message}".encode(errors="replace")
         return self._header(ERROR, len(text)) + text
+
+
+class TextWriter:
+    """Text, as OpenAI's transcriptions stream: each segment is a delta, which has its times besides."""
+
+    def __init__(self) -> None:
+        """For one stream."""
+        self._texts: list[str] = []
+        self._bytes = 0
+        self._is_whole = True
+
+    def delta(self, segment: Segment) -> bytes:
+        """One segment."""
+        text, start_s, end_s = segment
+        self._bytes += len(text.encode())
+        self._is_whole = self._is_whole and self._bytes <= TEXT_BYTES_MAX
+        if self._is_whole:
+            self._texts.append(text)
+        said = {"type": "transcript.text.delta", "delta": text, "start": round(start_s, 2), "end": round(end_s, 2)}
+        return _event(said)
+
+    def end(self, audio_s: float, language: str) -> bytes:
+        """The text and the true end. A text too long to be kept is said to be cut; its deltas were all of it."""
+        said: dict[str, object] = {"type": "transcript.text.done", "text": "".join(self._texts).strip()}
+        if not self._is_whole:
+            said["truncated"] = True
+        if language:
+            said["language"] = language
+        said["usage"] = {"type": "duration", "seconds": math.ceil(audio_s)}
+        return _event(said) + DONE
+
+
+def _event(said: object) -> bytes:
+    return b"data: " + msgspec.json.encode(said) + b"\n\n"
 
 
 WRITERS: dict[MelFormat, type[Writer]] = {"sse": EventWriter, "ndjson": LineWriter, "binary": BlockWriter}

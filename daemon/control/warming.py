@@ -32,6 +32,15 @@ def warm(progress: Callable[[str, float], None]) -> None:
     progress("descriptor inspection", time.monotonic() - began_s)
 
 
+def warm_mel(progress: Callable[[str, float], None]) -> None:
+    """The same for the backend `mel` on a CPU, which needs the extra of this name."""
+    from backends.mel.cpu import warm as warm_engine  # noqa: PLC0415  (imported where it is used alone)
+
+    began_s = time.monotonic()
+    warm_engine()
+    progress("mel frames", time.monotonic() - began_s)
+
+
 async def load_or_compile(stop_requested: asyncio.Event) -> None:
     """Have all machine code in this process; where the cache is cold, another process fills it first.
 
@@ -58,4 +67,5 @@ async def load_or_compile(stop_requested: asyncio.Event) -> None:
 
 
 def _is_cold(directory: Path) -> bool:
-    return not any(directory.rglob("*.nbc"))
+    """Whether the data plane is not there; a backend may have compiled its own functions before."""
+    return not any(directory.rglob("loop.run-*.nbc"))

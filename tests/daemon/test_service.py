@@ -186,6 +186,25 @@ def test_warm_cache_says_what_it_does() -> None:
     done = run("--warm-cache", timeout_s=110)
     assert done.returncode == 0, done.stderr
     assert "data plane" in done.stdout
+    assert "mel frames: left out" in done.stdout
+
+
+def test_warm_cache_warms_mel_where_it_is_enabled(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MEL_ENABLED", "true")
+    done = run("--warm-cache", timeout_s=110)
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"mel frames: \d+\.\d s", done.stdout)
+
+
+def test_a_cache_that_holds_mel_alone_is_cold(directory: Path) -> None:
+    code = (
+        "import config.compilation, os, pathlib; from daemon.control import warming;"
+        "warming.warm_mel(print); found = pathlib.Path(os.environ['NUMBA_CACHE_DIR']);"
+        "assert list(found.rglob('batch.*.nbc')), 'nothing was kept'; assert warming._is_cold(found)"
+    )
+    environment = {**os.environ, "STREAMING_DAEMON_CACHE_DIR": str(directory / "cache")}
+    environment.pop("NUMBA_CACHE_DIR", None)
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, env=environment, timeout=60)
 
 
 @pytest.mark.serial

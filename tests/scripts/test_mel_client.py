@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import importlib
 import io
 import json
 import socket
@@ -26,8 +27,7 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
-soundfile: Any = pytest.importorskip("soundfile")
-pytest.importorskip("soxr")
+soundfile: Any = importlib.import_module("soundfile")
 
 ROOT = Path(__file__).resolve().parents[2]
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\n"
@@ -282,14 +282,13 @@ def test_the_help_says_what_needs_http(capsys: pytest.CaptureFixture[str]) -> No
 
 
 def test_a_real_daemon_streams_what_the_specification_says(tmp_path: Path, sound: Path) -> None:
-    pytest.importorskip("backends.mel.backend")
     data_dir = tmp_path / "audio"
     data_dir.mkdir()
-    configuration = f'[backend.features]\nclass = "backends.mel.backend:Mel"\ndata_dir = "{data_dir}"\n'
+    configuration = f'[server]\ndata_dir = "{data_dir}"\n[backend.mel]\nenabled = true\n'
     daemon = Daemon(tmp_path, "epoll", configuration=configuration).start()
     try:
         command = [sys.executable, "-m", "scripts.mel_client", str(sound), "--socket", str(daemon.socket_path)]
-        command += ["--data-dir", str(data_dir), "--backend", "features", "--streams", "4", "--rounds", "2"]
+        command += ["--data-dir", str(data_dir), "--streams", "4", "--rounds", "2"]
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=60)
         assert "8 streams of 2.00 s, 4 at a time: 201 frames each" in done.stdout, done.stderr + daemon.log
         assert done.returncode == int("MISSED" in done.stdout)

@@ -288,7 +288,6 @@ def test_a_plot_without_matplotlib_says_what_to_install(
 
 
 def test_a_plot_is_drawn(tmp_path: Path) -> None:
-    pytest.importorskip("matplotlib")
     file = tmp_path / "x.png"
     with serving(tmp_path / "s") as server:
         main(["--socket", server.path, "--handoff", HANDOFF.decode(), "--total", "1", "--plot", str(file)])

@@ -151,7 +151,6 @@ def test_the_relays_own_lines() -> None:
 
 
 def test_a_picture_of_memory(tmp_path: Path) -> None:
-    pytest.importorskip("matplotlib")
     result = {"rounds": [{"daemon": _run(1.0)}], "streams": 16, "sockets": "tcp"}
     plot.draw_memory([result], tmp_path / "x.png")
     assert (tmp_path / "x.png").read_bytes().startswith(b"\x89PNG")
