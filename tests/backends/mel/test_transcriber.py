@@ -22,7 +22,7 @@ from backends.mel.engine import EngineError
 from backends.mel.formats import TEXT_BYTES_MAX, TextWriter
 from backends.mel.reference import features
 from backends.mel.spec import WINDOW_FRAMES, WINDOW_SECONDS
-from backends.mel.transcriber import Segment, Transcriber, segments_of, text_of
+from backends.mel.transcriber import Segment, Transcriber, Transcript, segments_of, text_of
 from daemon.__main__ import main
 from tests.backends.mel.signals import speech
 from tests.backends.mel.whisper_model import LANGUAGES, TEXT_TOKENS, make_model
@@ -191,12 +191,14 @@ def test_no_more_windows_at_once_than_are_allowed(model: str) -> None:
     """While one stream has the model others wait, and one whose client leaves meanwhile does not wait on."""
     transcriber: Any = Transcriber(model, uses_max=1)
     frames = features(PCM[: 16_000 * 30], 80, "whisper").astype(np.float32)
-    over, heard = threading.Event(), list[Any]()
+    over, heard = threading.Event(), list[list[Segment]]()
+
+    def listen(one: Transcript) -> None:
+        heard.append(list(one.windows(frames, 30)))
+
     with transcriber._uses:
         others = [transcriber.transcript("en", 1, over.is_set), transcriber.transcript("en", 1, lambda: False)]
-        threads = [
-            threading.Thread(target=lambda one=one: heard.append(list(one.windows(frames, 30)))) for one in others
-        ]
+        threads = [threading.Thread(target=listen, args=(one,)) for one in others]
         for thread in threads:
             thread.start()
         time.sleep(0.2)
