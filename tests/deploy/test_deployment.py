@@ -225,7 +225,7 @@ def test_systemd_understands_every_line_of_the_units(folder: Path) -> None:
     assert not complaints
 
 
-@pytest.mark.parametrize("file", ["systemd/streaming-daemon.service", "docker/Dockerfile"])
+@pytest.mark.parametrize("file", ["systemd/streaming-daemon.service", "docker/Dockerfile", "docker/Dockerfile.cuda"])
 def test_options_in_deployment_files_exist(file: str) -> None:
     options = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", started_with(DEPLOY / file)))
     help_text = subprocess.run(
@@ -240,3 +240,47 @@ def started_with(file: Path) -> str:
     """The lines that give the daemon its options."""
     starts = ("ExecStart=", "CMD [", "RUN streaming-daemon", "ENTRYPOINT")
     return "\n".join(line for line in file.read_text().splitlines() if line.startswith(starts))
+
+
+# ---- images; no engine builds them here, so this is what can be known without one
+
+
+def instructions(file: Path) -> list[tuple[str, str]]:
+    """The instructions of a Dockerfile with their arguments, in order."""
+    lines = [line for line in file.read_text().splitlines() if not line.lstrip().startswith("#")]
+    joined = "\n".join(lines).replace("\\\n", " ")
+    return [(word, rest.strip()) for word, _, rest in (line.partition(" ") for line in joined.splitlines() if line)]
+
+
+@pytest.mark.parametrize("name", ["Dockerfile", "Dockerfile.cuda"])
+def test_an_image_is_written_as_images_should_be(name: str) -> None:
+    file = DEPLOY / "docker" / name
+    found = instructions(file)
+    known = {"FROM", "RUN", "COPY", "WORKDIR", "ARG", "ENV", "USER", "VOLUME", "EXPOSE", "HEALTHCHECK", "STOPSIGNAL"}
+    assert {word for word, _ in found} <= known | {"ENTRYPOINT", "CMD"}
+    for base in (rest.split()[0] for word, rest in found if word == "FROM"):
+        assert re.search(r":[0-9]", base), f"{base} names no version"
+    for command in (rest for word, rest in found if word == "RUN"):
+        subprocess.run(["sh", "-n", "-c", command], check=True)
+        assert "apt-get install" not in command or (
+            "--yes --no-install-recommends" in command and "rm -rf /var/lib/apt/lists/*" in command
+        )
+        assert "pip install" not in command or "--no-cache-dir" in command
+    last = found[[word for word, _ in found].index("USER") :]
+    assert last[0] == ("USER", "streaming-daemon"), "it runs as root"
+    assert [word for word, _ in last if word == "USER"] == ["USER"]
+    for word in ("ENTRYPOINT", "CMD"):
+        assert isinstance(json.loads(dict(found)[word]), list), f"{word} goes through a shell, which takes its signals"
+    assert (file.parent / f"{name}.dockerignore").read_text() == (file.parent / "Dockerfile.dockerignore").read_text()
+
+
+def test_the_image_for_gpus_is_the_other_one_with_gpus() -> None:
+    plain, cuda = (dict(instructions(DEPLOY / "docker" / name)) for name in ("Dockerfile", "Dockerfile.cuda"))
+    for word in ("USER", "STOPSIGNAL", "ENTRYPOINT", "CMD", "ARG", "EXPOSE"):
+        assert cuda[word] == plain[word], word
+    assert set(plain["ENV"].split()) <= set(cuda["ENV"].split())
+    extras = re.findall(r"\.\[([a-z,]+)\]", (DEPLOY / "docker" / "Dockerfile.cuda").read_text())
+    project = (REPOSITORY / "pyproject.toml").read_text()
+    assert extras
+    for extra in extras[0].split(","):
+        assert re.search(rf"^{extra} = \[", project, re.MULTILINE), extra
