@@ -63,7 +63,13 @@ def health_page(accounts: Accounts) -> Page:
 
     def health(_accept: str) -> Answer:
         uptime_s = (time.monotonic_ns() - accounts.start_ns) // 1_000_000_000
-        return json_answer(HTTPStatus.OK, {"status": "healthy", "version": VERSION, "uptime_seconds": uptime_s})
+        fields = {
+            "status": "healthy",
+            "timestamp": int(time.time()),
+            "version": VERSION,
+            "uptime_seconds": uptime_s,
+        }
+        return json_answer(HTTPStatus.OK, fields)
 
     return health
 
@@ -85,6 +91,14 @@ def ready_page(accounts: Accounts, condition: Condition) -> Page:
         upstreams = list(condition.upstreams())
         reason = condition.reason_not_ready(upstreams)
         fields: dict[str, object] = {
+            # What clients of model servers look for. The one worker is the data plane, which serves every stream.
+            "model_ready": not reason,
+            "queue_size": planes.queue_length(),
+            "max_queue_size": planes.queue_length_max(),
+            "device": "cpu",
+            "workers": [
+                {"worker_id": "worker_0", "is_ready": planes.is_accepting, "processed_requests": accounts.completed}
+            ],
             "ready": not reason,
             "reason": reason,
             "draining": condition.is_draining,

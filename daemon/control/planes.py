@@ -115,6 +115,10 @@ class Planes:
         """Streams that wait for a worker."""
         return self._pool.queued_count
 
+    def queue_length_max(self) -> int:
+        """How many may wait."""
+        return self._pool.queue_count_max
+
     def ping(self, cookie: int) -> None:
         """Ask the data plane for a sign of life: `pong` will be called."""
         self._writer.send(kind=m.PING, cookie=cookie)

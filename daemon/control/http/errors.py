@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import msgspec
+from starlette.responses import Response
 
 from daemon.control.answers import error_type
 
@@ -41,3 +42,9 @@ def envelope(status: int, code: str | None, message: str, param: str | None = No
     """The body of an error as OpenAI's clients read it."""
     error = {"message": message, "type": error_type(status), "param": param, "code": code}
     return msgspec.json.encode({"error": error})
+
+
+def response_of(error: ApiError) -> Response:
+    """The error as an answer."""
+    headers = {"Cache-Control": "no-store", **error.headers}
+    return Response(error.body, error.status, headers, media_type=error.content_type)

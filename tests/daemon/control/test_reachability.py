@@ -199,7 +199,9 @@ def ready(
     *upstreams: UpstreamStatus, started: bool = True, draining: bool = False
 ) -> tuple[HTTPStatus, dict[str, Any]]:
     data_plane = SimpleNamespace(kernel="epoll", kernel_reason="test")
-    planes = SimpleNamespace(data_plane=data_plane, is_accepting=True, queue_length=lambda: 0)
+    planes = SimpleNamespace(
+        data_plane=data_plane, is_accepting=True, queue_length=lambda: 3, queue_length_max=lambda: 9
+    )
     condition = Condition(cast("Planes", planes), ["mock"], 10)
     condition.is_started, condition.is_draining = started, draining
     if upstreams:
@@ -212,6 +214,13 @@ def status(
     name: str, *, reachable: bool | None = True, breaker: str = "closed", default: bool = True
 ) -> UpstreamStatus:
     return UpstreamStatus(name, reachable, breaker, default)
+
+
+def test_clients_of_model_servers_find_what_they_look_for() -> None:
+    _, page = ready()
+    assert (page["model_ready"], page["queue_size"], page["max_queue_size"], page["device"]) == (True, 3, 9, "cpu")
+    assert page["workers"] == [{"worker_id": "worker_0", "is_ready": True, "processed_requests": 0}]
+    assert ready(draining=True)[1]["model_ready"] is False
 
 
 def test_without_upstreams_the_page_is_as_before() -> None:

@@ -1,0 +1,109 @@
+"""Files that the HTTP front serves: the page at /, and Swagger UI at /docs. Main thread.
+
+The names are those that a folder has when the front starts, so no path that a client writes reaches the file system.
+Each file is read when it is asked for: browsers keep it, and the daemon need not.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from email.utils import formatdate
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from starlette.responses import Response
+
+from daemon.control.http.errors import ApiError
+
+if TYPE_CHECKING:
+    from starlette.requests import Request
+
+STATIC = Path(__file__).with_name("static")
+_TYPES = {
+    ".html": "text/html; charset=utf-8",
+    ".js": "text/javascript; charset=utf-8",
+    ".css": "text/css; charset=utf-8",
+    ".svg": "image/svg+xml",
+    ".png": "image/png",
+    ".ico": "image/x-icon",
+    ".json": "application/json",
+    ".woff2": "font/woff2",
+    ".wav": "audio/wav",
+}
+# Nothing from elsewhere, nothing in the page itself, and no frame around it.
+POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; media-src 'self' blob:; "
+    "font-src 'self'; connect-src 'self'; worker-src 'self'; base-uri 'none'; form-action 'none'; "
+    "frame-ancestors 'none'"
+)
+PAGE_HEADERS = {"Content-Security-Policy": POLICY, "Referrer-Policy": "no-referrer", "X-Frame-Options": "DENY"}
+_CACHED = "no-cache"  # a browser asks each time whether its copy is the newest: a new version must not meet old files
+SWAGGER_FILES = ("swagger-ui-bundle.js", "swagger-ui.css", "favicon-32x32.png")
+# Paths are relative, so that the page works behind a proxy that serves it under a prefix.
+DOCS_HTML = b"""<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>streaming-daemon: API</title>
+<link rel="icon" href="docs/assets/favicon-32x32.png">
+<link rel="stylesheet" href="docs/assets/swagger-ui.css">
+</head>
+<body>
+<div id="swagger-ui"></div>
+<script src="docs/assets/swagger-ui-bundle.js"></script>
+<script src="docs/assets/start.js"></script>
+</body>
+</html>
+"""
+START_JS = b"""SwaggerUIBundle({
+  url: "openapi.json",
+  dom_id: "#swagger-ui",
+  deepLinking: true,
+  displayRequestDuration: true,
+  validatorUrl: null,
+});
+"""
+
+
+class Assets:
+    """The files of one folder, by name."""
+
+    def __init__(self, folder: Path | None, names: tuple[str, ...] = ()) -> None:
+        """All files of the folder whose types are known, or those of `names`. A folder that is missing has none."""
+        found = () if folder is None or not folder.is_dir() else folder.iterdir()
+        self._files = {
+            path.name: path
+            for path in found
+            if path.suffix in _TYPES and path.is_file() and (not names or path.name in names)
+        }
+
+    def response(self, request: Request, name: str, headers: dict[str, str] | None = None) -> Response:
+        """A file, or 304 where the client has it already. Raises ApiError 404."""
+        path = self._files.get(name)
+        if path is None:
+            raise ApiError(404, "route_not_found", "there is no such file")
+        try:
+            body = path.read_bytes()
+            changed_s = path.stat().st_mtime
+        except FileNotFoundError:
+            raise ApiError(404, "route_not_found", "there is no such file") from None
+        return cached(
+            request, body, _TYPES[path.suffix], {"Last-Modified": formatdate(changed_s, usegmt=True), **(headers or {})}
+        )
+
+
+def cached(request: Request, body: bytes, content_type: str, headers: dict[str, str]) -> Response:
+    """A body with its tag; 304 without it where the client has that already."""
+    tag = f'"{hashlib.sha256(body).hexdigest()[:32]}"'
+    told = {"ETag": tag, "Cache-Control": _CACHED, **headers}
+    known = request.headers.get("if-none-match", "")
+    if tag in {one.strip().removeprefix("W/") for one in known.split(",")}:
+        return Response(status_code=304, headers=told)
+    return Response(body, headers=told, media_type=content_type)
+
+
+def swagger() -> Assets:
+    """Swagger UI, as a package brings it."""
+    return Assets(Path(str(resources.files("fastapi_swagger.resources"))), SWAGGER_FILES)

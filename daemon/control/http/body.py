@@ -1,0 +1,70 @@
+"""A request's body, whole: bounded in bytes and in time."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import anyio
+from starlette.requests import ClientDisconnect
+
+from daemon.control.http.errors import ApiError
+
+if TYPE_CHECKING:
+    from starlette.requests import Request
+
+# The rest of such a request is not read, so nothing else can come on its connection.
+_CLOSE = {"Connection": "close"}
+
+
+async def read_json_body(request: Request, bytes_max: int, seconds_max: float) -> bytes:
+    """The bytes of a body that says it is JSON, or says nothing.
+
+    Raises ApiError: 415 for another type, 413 for more than `bytes_max`, 408 when it takes longer than `seconds_max`.
+    ClientDisconnect when the client leaves.
+    """
+    check_type(request)
+    announced = request.headers.get("content-length")
+    if announced is not None and announced.isdecimal() and int(announced[:19]) > bytes_max:
+        raise _too_large(bytes_max)
+    with anyio.move_on_after(seconds_max):
+        return await _read(request, bytes_max)
+    message = f"the request's body did not come in {seconds_max:g} s"
+    raise ApiError(408, "request_timeout", message, headers=_CLOSE)
+
+
+def check_type(request: Request) -> None:
+    """Raises ApiError 415 where the body says that it is no JSON, or not plain."""
+    kind, _, parameters = request.headers.get("content-type", "").partition(";")
+    # A page of another site can send a body without a type and without being asked whether it may.
+    if kind.strip().lower() != "application/json" and (kind or "origin" in request.headers):
+        raise _unsupported("the body must be JSON: Content-Type: application/json", "content-type")
+    charset = parameters.lower().partition("charset=")[2].partition(";")[0].strip(' "')
+    if charset not in {"", "utf-8", "utf8"}:
+        raise _unsupported("the body must be UTF-8: Content-Type: application/json", "content-type")
+    if request.headers.get("content-encoding", "identity").strip().lower() != "identity":
+        raise _unsupported("the body must not be compressed: leave Content-Encoding out", "content-encoding")
+
+
+async def _read(request: Request, bytes_max: int) -> bytes:
+    pieces: list[bytes] = []
+    length = 0
+    more = True
+    while more:
+        message = await request.receive()
+        if message["type"] == "http.disconnect":
+            raise ClientDisconnect
+        piece: bytes = message.get("body", b"")
+        more = message.get("more_body", False)
+        length += len(piece)
+        if length > bytes_max:
+            raise _too_large(bytes_max)
+        pieces.append(piece)
+    return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+
+def _too_large(bytes_max: int) -> ApiError:
+    return ApiError(413, "body_too_large", f"the request's body is larger than {bytes_max} bytes", headers=_CLOSE)
+
+
+def _unsupported(message: str, header: str) -> ApiError:
+    return ApiError(415, "unsupported_media_type", message, param=header, headers=_CLOSE)

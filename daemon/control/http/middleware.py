@@ -1,0 +1,142 @@
+"""What happens to every request of the HTTP front, as plain ASGI: ids, headers of answers, keys, what goes wrong.
+
+From the outside in: `Requests`, CORS where it is wanted, `Guard`, the application. Main thread.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import secrets
+from typing import TYPE_CHECKING, NamedTuple
+
+from daemon.control.http.errors import ApiError, response_of
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
+
+    from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+    from daemon.control.http.keys import Keys
+
+CALLER = "streaming_daemon.caller"  # where a scope has it
+CORS_HEADERS_SHOWN = ("X-Request-Id", "Retry-After", "RateLimit", "RateLimit-Policy")
+_is_request_id = re.compile(rb"[!-~]{1,128}").fullmatch
+FAILED = "the server failed; its log says why, under the request's id"
+_POLICY_VIOLATION = 1008  # of a WebSocket's close
+_NOSNIFF = (b"x-content-type-options", b"nosniff")
+
+logger = logging.getLogger(__name__)
+
+
+class Caller(NamedTuple):
+    """Who asks."""
+
+    request_id: str
+    user: str  # a key's name; empty where no keys are wanted
+    address: str  # empty on a Unix socket
+
+    @property
+    def limited_as(self) -> str:
+        """Whom limits are counted for."""
+        return self.user or self.address
+
+
+def caller_of(scope: Scope) -> Caller:
+    """Who asks, as `Requests` and `Guard` found out."""
+    found = scope[CALLER]
+    assert isinstance(found, Caller), "the middleware has seen the request"
+    return found
+
+
+def header_of(scope: Scope, name: bytes) -> bytes | None:
+    """A request's header, by its name in lower case."""
+    for key, value in scope["headers"]:
+        if key == name:
+            found: bytes = value
+            return found
+    return None
+
+
+class Requests:
+    """Gives each request an id, its own where that can be used, and puts it on the answer."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """One request."""
+        if scope["type"] not in {"http", "websocket"}:
+            await self._app(scope, receive, send)
+            return
+        given = header_of(scope, b"x-request-id")
+        request_id = given if given is not None and _is_request_id(given) else secrets.token_hex(16).encode()
+        client = scope.get("client")
+        scope[CALLER] = Caller(request_id.decode("ascii"), "", str(client[0]) if client else "")
+
+        async def send_with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = message.setdefault("headers", [])
+                names = {name for name, _ in headers}
+                for header in ((b"x-request-id", request_id), _NOSNIFF):
+                    if header[0] not in names:
+                        headers.append(header)
+            await send(message)
+
+        await self._app(scope, receive, send_with_headers)
+
+
+class Guard:
+    """Asks for a key, and turns what nobody expected into an answer that says nothing of it."""
+
+    def __init__(
+        self, app: ASGIApp, keys: Keys | None, exempt: Collection[str], exempt_prefixes: tuple[str, ...]
+    ) -> None:
+        """Without keys everybody may ask. `exempt` paths need none, nor do those that begin with a prefix."""
+        self._app = app
+        self._keys = keys
+        self._exempt = frozenset(exempt)
+        self._exempt_prefixes = exempt_prefixes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """One request."""
+        if scope["type"] not in {"http", "websocket"}:
+            await self._app(scope, receive, send)
+            return
+        try:
+            self._check(scope)
+        except ApiError as error:
+            await _refuse(error, scope, receive, send)
+            return
+        has_started = False
+
+        async def noticing_send(message: Message) -> None:
+            nonlocal has_started
+            has_started = True
+            await send(message)
+
+        try:
+            await self._app(scope, receive, noticing_send)
+        except Exception:
+            extra = {"request_id": caller_of(scope).request_id, "path": scope["path"]}
+            logger.exception("a request failed", extra=extra)
+            if has_started or scope["type"] == "websocket":
+                raise  # the server cuts the connection: an answer that is not whole must not look as if it were
+            await _refuse(ApiError(500, "internal_error", FAILED), scope, receive, send)
+
+    def _check(self, scope: Scope) -> None:
+        """Raises ApiError 401."""
+        path = scope["path"]
+        if self._keys is None or path in self._exempt or path.startswith(self._exempt_prefixes):
+            return
+        header = header_of(scope, b"authorization")
+        user = self._keys.user(None if header is None else header.decode("latin-1"))
+        scope[CALLER] = caller_of(scope)._replace(user=user)
+
+
+async def _refuse(error: ApiError, scope: Scope, receive: Receive, send: Send) -> None:
+    if scope["type"] == "websocket":
+        await receive()  # the connect, which a close before any accept refuses
+        await send({"type": "websocket.close", "code": _POLICY_VIOLATION, "reason": error.message})
+        return
+    await response_of(error)(scope, receive, send)
