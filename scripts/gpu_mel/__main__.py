@@ -47,6 +47,7 @@ OTHERS: dict[str, Callable[[Results], None]] = {
     "driver": several.driver,
     "fault_paced": several.fault_paced,
     "fault_hard": several.fault_hard,
+    "fault_trap": several.fault_trap,
 }
 
 

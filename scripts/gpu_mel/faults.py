@@ -1,7 +1,7 @@
-"""A GPU that really fails: a trap in its primary context, which is the engine's, through the driver alone.
+"""A GPU that really fails, through the driver alone, in the primary context, which is the engine's.
 
-After a trap every call on that context fails, as after a fault of the hardware, until the process ends. Nothing is done
-to the GPU itself: its other processes do not notice.
+After a trap every call of the process fails, on all of its GPUs, until it ends. Memory that is taken away is an error
+of one GPU. Nothing is done to the GPU itself: other processes do not notice.
 """
 
 from __future__ import annotations
@@ -46,6 +46,16 @@ class Primary:
             self.call("cuModuleLoadData", ctypes.byref(module), _PTX)
             self.call("cuModuleGetFunction", ctypes.byref(function), module, b"fail")
             self.call("cuLaunchKernel", function, 1, 1, 1, 1, 1, 1, 0, None, None, None)
+        finally:
+            self.status("cuCtxPopCurrent_v2", ctypes.byref(popped))
+
+    def take_away(self, addresses: list[int]) -> None:
+        """Free memory that another uses: the driver refuses the next copy to it."""
+        popped = ctypes.c_void_p()
+        self.call("cuCtxPushCurrent_v2", self.context)
+        try:
+            for address in addresses:
+                self.call("cuMemFree_v2", ctypes.c_uint64(address))
         finally:
             self.status("cuCtxPopCurrent_v2", ctypes.byref(popped))
 

@@ -131,7 +131,7 @@ def _chunks(engine: CudaEngine) -> dict[str, int]:
 def faults(results: Results) -> None:
     """GPUs that fail while streams run, at the pace of an upload and at full speed; and what the driver says then."""
     found: Results = {}
-    for name in ("driver", "fault_paced", "fault_hard", "fault_hard again", "fault_hard once more"):
+    for name in ("driver", "fault_paced", "fault_hard", "fault_hard again", "fault_trap", "fault_trap again"):
         found[name] = _child(name.partition(" ")[0], results)
     results["faults"] = found
     if wrong := [name for name, one in found.items() if one["exit"] != 0]:
@@ -162,12 +162,17 @@ def driver(results: Results) -> None:
 
 def fault_paced(results: Results) -> None:
     """32 uploads of 60 s, twenty times as fast as they sound: none has ended when the GPUs fail."""
-    _fault(results, "fault_paced", 32, paced=True)
+    _fault(results, "fault_paced", 32, paced=True, trap_first=False)
 
 
 def fault_hard(results: Results) -> None:
     """64 threads that stream files as fast as they can."""
-    _fault(results, "fault_hard", 64, paced=False)
+    _fault(results, "fault_hard", 64, paced=False, trap_first=False)
+
+
+def fault_trap(results: Results) -> None:
+    """The same with a trap, which is an error of the whole process."""
+    _fault(results, "fault_trap", 64, paced=False, trap_first=True)
 
 
 def _upload(sound: Sound, *, paced: bool) -> Iterator[bytes]:
@@ -178,7 +183,7 @@ def _upload(sound: Sound, *, paced: bool) -> Iterator[bytes]:
         yield data[at : at + 32_000]
 
 
-def _fault(results: Results, name: str, count: int, *, paced: bool) -> None:
+def _fault(results: Results, name: str, count: int, *, paced: bool, trap_first: bool) -> None:
     logged: list[str] = []
     handler = logging.Handler()
     handler.emit = lambda record: logged.append(record.getMessage()) if record.levelno >= logging.ERROR else None  # type: ignore[method-assign]
@@ -191,7 +196,7 @@ def _fault(results: Results, name: str, count: int, *, paced: bool) -> None:
         for bins, how in cases:  # opens the engine of 128 bins before anything fails
             requests.stream(mel, requests.request(audio_path=sound.name, options={"bins": bins, "normalisation": how}))
         seen: Results = {"before": _seen(mel)}
-        breaker = threading.Thread(target=_break, args=(mel, seen))
+        breaker = threading.Thread(target=_break, args=(mel, seen), kwargs={"trap_first": trap_first})
         end = time.perf_counter() + _FAULT_S[-1] + 1.0
 
         def work(number: int) -> None:
@@ -230,18 +235,45 @@ def _fault(results: Results, name: str, count: int, *, paced: bool) -> None:
         }
 
 
-def _break(mel: Mel, seen: Results) -> None:
-    """Make each GPU fail in its turn, and wait until that has been noticed."""
+def _break(mel: Mel, seen: Results, *, trap_first: bool) -> None:
+    """Make GPU 0 fail, by itself or with a trap, and then the last one with a trap; wait until each is noticed."""
     engines = requests.cuda_engines(mel)
+    last = pycuda_device.device_count() - 1
     started = time.perf_counter()
-    for ordinal in range(pycuda_device.device_count()):
-        time.sleep(max(0.0, started + _FAULT_S[ordinal % len(_FAULT_S)] - time.perf_counter()))
-        Primary(ordinal).trap()
-        trapped = time.perf_counter()
-        while time.perf_counter() < trapped + 5 and any(e.counters.devices_lost <= ordinal for e in engines.values()):
+    faults_to_be = zip(_FAULT_S, (0, last), (trap_first, True), strict=True)
+    for number, (fault_s, ordinal, is_trap) in enumerate(faults_to_be, start=1):
+        time.sleep(max(0.0, started + fault_s - time.perf_counter()))
+        before = [engine.counters.devices_lost for engine in engines.values()]
+        if not all(engine.workers for engine in engines.values()):
+            break
+        done = time.perf_counter()
+        if is_trap:
+            Primary(ordinal).trap()
+        else:
+            Primary(ordinal).take_away(_memory_of(engines, ordinal))
+        while time.perf_counter() < done + 5 and any(
+            engine.counters.devices_lost == count for engine, count in zip(engines.values(), before, strict=True)
+        ):
             time.sleep(0.001)
-        seen[f"GPU {ordinal} noticed after ms"] = round((time.perf_counter() - trapped) * 1000, 1)
-        seen[f"GPU {ordinal} failed"] = _seen(mel)
+        name = f"fault {number}: {'a trap on' if is_trap else 'memory taken from'} GPU {ordinal}"
+        seen[f"{name}, noticed after ms"] = round((time.perf_counter() - done) * 1000, 1)
+        time.sleep(0.4)
+        seen[f"{name}, 0.4 s later"] = _seen(mel)
+
+
+def _memory_of(engines: dict[int, CudaEngine], ordinal: int) -> list[int]:
+    """Where all slots of a GPU take their samples."""
+    found: list[int] = []
+    for engine in engines.values():
+        for worker in engine.workers:
+            if worker.name.startswith(f"GPU {ordinal} "):
+                slots: list[Any] = vars(worker)["_slots"]
+                found += [_samples_at(slot) for slot in slots]
+    return found
+
+
+def _samples_at(slot: Any) -> int:  # noqa: ANN401
+    return int(slot._memory_in.address)
 
 
 def _seen(mel: Mel) -> Results:
