@@ -7,6 +7,7 @@ through the real backend of mel features.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import queue
 import re
@@ -169,6 +170,25 @@ async def markup(question: str) -> AsyncIterator[bytes]:
     yield ending(1, "length")
 
 
+EXPLANATION = """\
+Because a connection is not tied to the process that accepted it. A socket is an open file description in the kernel, \
+and any number of descriptors, in any number of processes, can refer to it.
+
+Apache accepts the browser's connection, checks who is asking, and then sends the descriptor itself over a socket, \
+as an SCM_RIGHTS message. The kernel gives the daemon a descriptor of its own for the same connection. Apache closes \
+its own and is free again; the browser has noticed nothing, and from then on the daemon writes to it directly."""
+
+
+async def explained(question: str) -> AsyncIterator[bytes]:
+    """An answer that reads like one, at the speed of a model."""
+    del question
+    words = re.findall(r"\S+\s*", EXPLANATION)
+    for piece in tokens(words):
+        yield piece
+        await asyncio.sleep(0.02)
+    yield ending(len(words))
+
+
 async def reasoned(question: str) -> AsyncIterator[bytes]:
     del question
     yield event(chunk({"reasoning_content": "Let me think."}))
@@ -186,6 +206,7 @@ SCRIPTS = {
     "many": many,
     "markup": markup,
     "reason": reasoned,
+    "Why can a daemon": explained,
 }
 
 
@@ -412,3 +433,10 @@ def running_stage() -> Generator[Stage]:
         server.should_exit = True
         thread.join(STOP_SECONDS_MAX)
         assert not thread.is_alive(), "the stage did not end"
+
+
+if __name__ == "__main__":  # by hand: python -m tests.page.stage
+    with running_stage() as shown:
+        print(shown.url, flush=True)
+        with contextlib.suppress(KeyboardInterrupt):
+            threading.Event().wait()
