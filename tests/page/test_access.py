@@ -75,10 +75,10 @@ def test_an_address_names_its_tab(reader: Reader) -> None:
 def test_the_keyboard_reaches_everything_on_the_mel_tab(reader: Reader) -> None:
     reader.find("tab-chat").send_keys(Keys.ARROW_RIGHT)
     reached: list[str | None] = []
-    for _ in range(4):
+    for _ in range(5):
         reader.tab()
         reached.append(reader.focused)
-    assert reached == ["mel-file", "mel-microphone", "mel-bins", "mel-normalisation"]
+    assert reached == ["api-link", "mel-file", "mel-microphone", "mel-bins", "mel-normalisation"]
 
 
 def test_the_focus_can_be_seen(reader: Reader, scheme: str) -> None:
