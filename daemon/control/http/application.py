@@ -8,11 +8,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, RedirectResponse, Response
 from starlette.routing import Match
@@ -20,7 +21,6 @@ from starlette.routing import Match
 from daemon.control.http import documentation
 from daemon.control.http.assets import DOCS_HTML, PAGE_HEADERS, START_JS, STATIC, Assets, cached, swagger
 from daemon.control.http.completions import Bounds, Completions
-from daemon.control.http.cross_origin import CrossOrigin
 from daemon.control.http.errors import ApiError, response_of
 from daemon.control.http.middleware import Guard, Requests
 from daemon.control.http.routing import Router, Served
@@ -39,17 +39,12 @@ Handler = Callable[[Request], Any]
 OPEN_PATHS = ("/", "/health", "/ready", "/metrics", "/docs", "/swagger", "/openapi.json")
 OPEN_PREFIXES = ("/static/", "/docs/assets/")
 RETRY_AFTER_DEFAULT_S = 1
+CORS_HEADERS_SHOWN = ("X-Request-Id", "Retry-After", "RateLimit", "RateLimit-Policy")
+CORS_SECONDS = 600  # for which a browser remembers that it may ask
 _SCRIPT = "text/javascript; charset=utf-8"
 _HTML = "text/html; charset=utf-8"
 _TEXT_EVENTS = 'data: {"id":"cmpl-1","object":"text_completion",...}\n\ndata: [DONE]\n\n'
 _CHAT_EVENTS = 'data: {"id":"chatcmpl-1","object":"chat.completion.chunk",...}\n\ndata: [DONE]\n\n'
-
-
-class Limits(NamedTuple):
-    """What a user may do, for the headers of a 429; 0 = no limit."""
-
-    streams_per_user: int = 0
-    requests_per_minute_per_user: int = 0
 
 
 @dataclass(frozen=True)
@@ -59,7 +54,6 @@ class Options:
     router: Router = field(default_factory=lambda: Router(Served(frozenset())))
     pages: Mapping[str, Page] = field(default_factory=dict[str, "Page"])  # by path: /health, /ready, /metrics
     keys: Keys | None = None  # None: everybody may ask
-    limits: Callable[[], Limits] = Limits  # as they are now
     cors_origins: tuple[str, ...] = ()  # `*` is everybody; none: no CORS
     body_bytes_max: int = 8 << 20
     body_timeout_s: float = 30.0  # for a whole body
@@ -70,7 +64,6 @@ class Options:
 
 def build(front: Front, options: Options) -> FastAPI:
     """The application, complete. More routes may be added to it."""
-    cross_origin = CrossOrigin(options.cors_origins)
     app = FastAPI(
         title=documentation.TITLE,
         openapi_url=None,
@@ -82,18 +75,25 @@ def build(front: Front, options: Options) -> FastAPI:
     )
     has_keys = options.keys is not None
     bounds = Bounds(options.body_bytes_max, options.body_timeout_s, options.answer_bytes_max, options.answer_timeout_s)
-    completions = Completions(front, options.router, bounds, cross_origin, has_keys=has_keys)
+    completions = Completions(front, options.router, bounds, has_keys=has_keys)
     _add_completions(app, completions, has_keys=has_keys)
     _add_models(app, options.router, has_keys=has_keys)
     for path, page in options.pages.items():
         _add_page(app, path, page)
     _add_assets(app, options.static)
     _add_documentation(app, has_keys=has_keys)
-    _add_error_handlers(app, options.limits)
+    _add_error_handlers(app)
     # The last one added is the outermost.
     app.add_middleware(_guard, keys=options.keys)
     if options.cors_origins:
-        app.add_middleware(cross_origin.around)
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=options.cors_origins,
+            allow_methods=("GET", "POST", "HEAD"),
+            allow_headers=("*",),
+            expose_headers=CORS_HEADERS_SHOWN,
+            max_age=CORS_SECONDS,
+        )
     app.add_middleware(Requests)
     return app
 
@@ -265,13 +265,11 @@ def _add_documentation(app: FastAPI, *, has_keys: bool) -> None:
 # ---- what goes wrong
 
 
-def _add_error_handlers(app: FastAPI, limits: Callable[[], Limits]) -> None:
+def _add_error_handlers(app: FastAPI) -> None:
     async def of_api(_request: Request, error: Exception) -> Response:
         assert isinstance(error, ApiError)
         if error.status in {429, 503}:
             error.headers.setdefault("Retry-After", str(RETRY_AFTER_DEFAULT_S))
-        if error.status == HTTPStatus.TOO_MANY_REQUESTS:
-            error.headers.update(_limit_headers(error, limits()))
         return response_of(error)
 
     async def of_http(request: Request, error: Exception) -> Response:
@@ -307,15 +305,3 @@ def _methods_at(app: FastAPI, request: Request) -> set[str]:
         if methods and route.matches(request.scope)[0] is not Match.NONE:
             found |= methods
     return found
-
-
-def _limit_headers(error: ApiError, limits: Limits) -> dict[str, str]:
-    """What a user may do and what is left of it, as the IETF's draft has it. Nothing of limits that are not ours."""
-    wait_s = error.headers["Retry-After"]
-    if error.code == "requests_per_minute_per_user" and limits.requests_per_minute_per_user:
-        policy = f'"requests";q={limits.requests_per_minute_per_user};w=60'
-        return {"RateLimit-Policy": policy, "RateLimit": f'"requests";r=0;t={wait_s}'}
-    if error.code == "streams_per_user" and limits.streams_per_user:
-        policy = f'"streams";q={limits.streams_per_user};qu="concurrent-requests"'
-        return {"RateLimit-Policy": policy, "RateLimit": '"streams";r=0'}
-    return {}

@@ -28,19 +28,11 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Coroutine
 
     from backends.interface import Endpoint
-    from daemon.control.http.cross_origin import CrossOrigin
     from daemon.control.http.interface import Front, Ticket
     from daemon.control.http.middleware import Caller
     from daemon.control.http.routing import Router
 
 T = TypeVar("T")
-
-# Nothing between here and the client may hold an event back, or change it.
-STREAM_HEADERS = {
-    "Cache-Control": "no-cache, no-transform",
-    "X-Accel-Buffering": "no",
-    "X-Content-Type-Options": "nosniff",
-}
 
 
 class Bounds(NamedTuple):
@@ -55,14 +47,11 @@ class Bounds(NamedTuple):
 class Completions:
     """Both endpoints."""
 
-    def __init__(
-        self, front: Front, router: Router, bounds: Bounds, cross_origin: CrossOrigin, *, has_keys: bool
-    ) -> None:
+    def __init__(self, front: Front, router: Router, bounds: Bounds, *, has_keys: bool) -> None:
         """With keys of its own the daemon keeps the Authorization header to itself."""
         self._front = front
         self._router = router
         self._bounds = bounds
-        self._cross_origin = cross_origin
         self._hidden = frozenset({"authorization"} if has_keys else ())
 
     async def completions(self, request: Request) -> Response:
@@ -100,9 +89,7 @@ class Completions:
         wanted = BackendRequest(understood, raw, self._headers(request, caller), endpoint)
         ticket = self._front.admit(backend, wanted, user=caller.limited_as)
         if fields.stream:
-            headers = {**STREAM_HEADERS, "X-Request-Id": caller.request_id}
-            headers.update(self._cross_origin.headers(request.scope))
-            return self._front.respond(ticket, headers)
+            return self._front.respond(ticket, {})  # what every stream has is the front's, and the middleware's
         assembly = Assembly(is_chat=endpoint == "chat", model=served_model or "", choice_count=fields.n or 1)
         return await self._whole(request, ticket, assembly)
 

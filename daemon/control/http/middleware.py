@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from daemon.control.http.keys import Keys
 
 CALLER = "streaming_daemon.caller"  # where a scope has it
-CORS_HEADERS_SHOWN = ("X-Request-Id", "Retry-After", "RateLimit", "RateLimit-Policy")
 _is_request_id = re.compile(rb"[!-~]{1,128}").fullmatch
 FAILED = "the server failed; its log says why, under the request's id"
 _POLICY_VIOLATION = 1008  # of a WebSocket's close

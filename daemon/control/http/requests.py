@@ -85,7 +85,10 @@ class Sampling(Body):
     """What both endpoints take: OpenAI's parameters, and those that servers of open models have added."""
 
     model: Annotated[str, Field(max_length=MODEL_CHARACTERS_MAX)] | None = Field(
-        None, description="One of `GET /v1/models`. Left out: the default model.", examples=["test-model"]
+        None,
+        description="One of `GET /v1/models`. Left out: the default model. That is `test-model` where no upstream is"
+        " configured, and there it is also called `test` and `default`.",
+        examples=["test-model"],
     )
     stream: bool | None = Field(None, description="Send the answer as server-sent events while it is made.")
     stream_options: StreamOptions | None = None

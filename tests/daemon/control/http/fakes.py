@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from daemon.control.http.errors import ApiError
     from daemon.control.http.interface import Ticket
 
+STREAM_HEADERS = {"Cache-Control": "no-cache, no-transform", "X-Accel-Buffering": "no"}
 TEST_ONLY = Served(frozenset({"mock", "test_model"}))
 
 
@@ -80,6 +81,9 @@ class FakeFront:
     """Says what it is told to."""
 
     def __init__(self) -> None:
+        self.reset()
+
+    def reset(self) -> None:
         self.chat: tuple[bytes, ...] = CHAT_EVENTS
         self.text: tuple[bytes, ...] = TEXT_EVENTS
         self.refusal: ApiError | None = None
@@ -87,7 +91,6 @@ class FakeFront:
         self.pause_s = 0.0  # before the last thing it says
         self.tickets: list[FakeTicket] = []
         self.closed_count = 0
-        self.headers: Mapping[str, str] = {}
 
     def admit(self, backend: str, request: Request, *, user: str = "", has_upload: bool = False) -> FakeTicket:
         assert not has_upload
@@ -97,8 +100,9 @@ class FakeFront:
         return self.tickets[-1]
 
     def respond(self, ticket: Ticket, headers: Mapping[str, str], content_type: str = "text/event-stream") -> Response:
-        self.headers = headers
-        return StreamingResponse(self._said(self._used(ticket)), headers=dict(headers), media_type=content_type)
+        return StreamingResponse(
+            self._said(self._used(ticket)), headers={**STREAM_HEADERS, **headers}, media_type=content_type
+        )
 
     async def read(self, ticket: Ticket) -> AsyncIterator[bytes]:
         used = self._used(ticket)
@@ -158,9 +162,13 @@ def served(front: FakeFront, given: Options | FastAPI | None = None) -> Generato
         listener.close()
 
 
+def client_at(base: str) -> httpx.Client:
+    return httpx.Client(base_url=base, timeout=10)
+
+
 @contextlib.contextmanager
 def client_of(front: FakeFront, given: Options | None = None) -> Generator[httpx.Client]:
-    with served(front, given) as base, httpx.Client(base_url=base, timeout=10) as client:
+    with served(front, given) as base, client_at(base) as client:
         yield client
 
 

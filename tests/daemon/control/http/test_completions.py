@@ -18,6 +18,7 @@ from tests.daemon.control.http.fakes import (
     USAGE,
     FakeFront,
     chunk,
+    client_at,
     client_of,
     error_of,
     event,
@@ -36,14 +37,22 @@ HELLO: dict[str, Any] = {"messages": [{"role": "user", "content": "Hello"}]}
 RELAYED = Served(frozenset({"openai", "test_model"}), (UpstreamModels("up", ("m", "a/b")),), "m")
 
 
-@pytest.fixture
-def front() -> FakeFront:
-    return FakeFront()
+@pytest.fixture(scope="module")
+def server() -> Iterator[tuple[FakeFront, str]]:
+    front = FakeFront()
+    with served(front) as base:
+        yield front, base
+
+
+@pytest.fixture(autouse=True)
+def front(server: tuple[FakeFront, str]) -> FakeFront:
+    server[0].reset()
+    return server[0]
 
 
 @pytest.fixture
-def client(front: FakeFront) -> Iterator[httpx.Client]:
-    with client_of(front) as found:
+def client(server: tuple[FakeFront, str]) -> Iterator[httpx.Client]:
+    with client_at(server[1]) as found:
         yield found
 
 

@@ -18,14 +18,22 @@ if TYPE_CHECKING:
 HELLO: list[ChatCompletionMessageParam] = [{"role": "user", "content": "Hello"}]
 
 
-@pytest.fixture
-def front() -> FakeFront:
-    return FakeFront()
+@pytest.fixture(scope="module")
+def server() -> Iterator[tuple[FakeFront, str]]:
+    front = FakeFront()
+    with served(front) as base:
+        yield front, base
+
+
+@pytest.fixture(autouse=True)
+def front(server: tuple[FakeFront, str]) -> FakeFront:
+    server[0].reset()
+    return server[0]
 
 
 @pytest.fixture
-def client(front: FakeFront) -> Iterator[openai.OpenAI]:
-    with served(front) as base, openai.OpenAI(api_key="any", base_url=f"{base}/v1", max_retries=0) as found:
+def client(server: tuple[FakeFront, str]) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(api_key="any", base_url=f"{server[1]}/v1", max_retries=0) as found:
         yield found
 
 
