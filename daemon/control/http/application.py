@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
@@ -47,6 +47,13 @@ _TEXT_EVENTS = 'data: {"id":"cmpl-1","object":"text_completion",...}\n\ndata: [D
 _CHAT_EVENTS = 'data: {"id":"chatcmpl-1","object":"chat.completion.chunk",...}\n\ndata: [DONE]\n\n'
 
 
+class Limits(NamedTuple):
+    """What a user may do, for the headers of a 429; 0 = no limit."""
+
+    streams_per_user: int = 0
+    requests_per_minute_per_user: int = 0
+
+
 @dataclass(frozen=True)
 class Options:
     """Everything that the application is given beside the front."""
@@ -54,6 +61,7 @@ class Options:
     router: Router = field(default_factory=lambda: Router(Served(frozenset())))
     pages: Mapping[str, Page] = field(default_factory=dict[str, "Page"])  # by path: /health, /ready, /metrics
     keys: Keys | None = None  # None: everybody may ask
+    limits: Callable[[], Limits] = Limits  # as they are now
     cors_origins: tuple[str, ...] = ()  # `*` is everybody; none: no CORS
     body_bytes_max: int = 8 << 20
     body_timeout_s: float = 30.0  # for a whole body
@@ -82,7 +90,7 @@ def build(front: Front, options: Options) -> FastAPI:
         _add_page(app, path, page)
     _add_assets(app, options.static)
     _add_documentation(app, has_keys=has_keys)
-    _add_error_handlers(app)
+    _add_error_handlers(app, options.limits)
     # The last one added is the outermost.
     app.add_middleware(_guard, keys=options.keys)
     if options.cors_origins:
@@ -265,11 +273,13 @@ def _add_documentation(app: FastAPI, *, has_keys: bool) -> None:
 # ---- what goes wrong
 
 
-def _add_error_handlers(app: FastAPI) -> None:
+def _add_error_handlers(app: FastAPI, limits: Callable[[], Limits]) -> None:
     async def of_api(_request: Request, error: Exception) -> Response:
         assert isinstance(error, ApiError)
         if error.status in {429, 503}:
             error.headers.setdefault("Retry-After", str(RETRY_AFTER_DEFAULT_S))
+        if error.status == HTTPStatus.TOO_MANY_REQUESTS:
+            error.headers.update(_limit_headers(error, limits()))
         return response_of(error)
 
     async def of_http(request: Request, error: Exception) -> Response:
@@ -305,3 +315,15 @@ def _methods_at(app: FastAPI, request: Request) -> set[str]:
         if methods and route.matches(request.scope)[0] is not Match.NONE:
             found |= methods
     return found
+
+
+def _limit_headers(error: ApiError, limits: Limits) -> dict[str, str]:
+    """What a user may do and what is left of it, as the IETF's draft has it. Nothing of limits that are not ours."""
+    wait_s = error.headers["Retry-After"]
+    if error.code == "requests_per_minute_per_user" and limits.requests_per_minute_per_user:
+        policy = f'"requests";q={limits.requests_per_minute_per_user};w=60'
+        return {"RateLimit-Policy": policy, "RateLimit": f'"requests";r=0;t={wait_s}'}
+    if error.code == "streams_per_user" and limits.streams_per_user:
+        policy = f'"streams";q={limits.streams_per_user};qu="concurrent-requests"'
+        return {"RateLimit-Policy": policy, "RateLimit": '"streams";r=0'}
+    return {}
