@@ -36,10 +36,12 @@ from daemon.control.warming import load_or_compile
 from daemon.ring.memory import KernelError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from config.load import Loaded
     from config.settings import Settings
+    from daemon.control.http.wiring import FrontEnd
+    from daemon.control.monitoring import Page
 
 BACKLOG_WAIT_S = 0.5  # handoffs that wait when a drain begins are still taken, and answered
 STOPPED_STREAMS_WAIT_S = 5.0  # for error events and refusals to leave
@@ -84,6 +86,8 @@ class Service:
         self._stop_requested = asyncio.Event()
         self._listener: Listener | None = None
         self._metrics_url = ""
+        self._front: FrontEnd | None = None
+        self._http_url = ""
 
     async def live(self) -> None:
         """The whole life."""
@@ -105,7 +109,8 @@ class Service:
         self._listener = open_listener(ListenerOptions.of(self._settings.server), os.environ)
         self._heartbeat = Heartbeat(self._notifier, self._planes.ping)
         self._planes.start(self._listener.socket.fileno(), self._accounts, self._heartbeat.pong, self._data_plane_died)
-        await self._start_monitoring(registry)
+        pages = await self._start_monitoring(registry)
+        await self._start_http(registry, pages)
         signals.install_others(self._loop, self._reload, self._planes.log_table)
         self._announce(self._listener)
 
@@ -127,6 +132,8 @@ class Service:
             lambda: self._planes.slots_used == admission.active_count == 0, STOPPED_STREAMS_WAIT_S
         ):
             logger.warning("%d slots are abandoned", self._planes.slots_used)
+        if self._front is not None:
+            await self._front.server.close()
 
     def stop(self) -> None:
         """End the threads and close what is open."""
@@ -149,12 +156,12 @@ class Service:
         server = msgspec.structs.replace(self._configured.server, max_connections=fitting)
         self._settings = msgspec.structs.replace(self._configured, server=server)
 
-    async def _start_monitoring(self, registry: Registry) -> None:
+    async def _start_monitoring(self, registry: Registry) -> Mapping[str, Page]:
         accounts, monitoring = self._accounts, self._settings.monitoring
         self._condition = Condition(self._planes, registry.names(), self._settings.server.max_connections)
         self._condition.upstreams = functools.partial(upstream_statuses, self._planes, self._settings.server.backend)
         pages = {"/health": health_page(accounts), "/ready": ready_page(accounts, self._condition)}
-        if monitoring.metrics_port:
+        if monitoring.metrics_port or self._settings.http.listen:
             thread_pool = self._settings.thread_pool.thread_pool
             collectors = relay_collectors(self._planes)
             pages["/metrics"] = metrics_page(accounts, self._condition, thread_pool=thread_pool, collectors=collectors)
@@ -162,6 +169,16 @@ class Service:
         if monitoring.metrics_port:
             address, port = await self._monitoring.start(monitoring.metrics_address, monitoring.metrics_port)
             self._metrics_url = f"http://{f'[{address}]' if ':' in address else address}:{port}/metrics"
+        return pages
+
+    async def _start_http(self, registry: Registry, pages: Mapping[str, Page]) -> None:
+        if not self._settings.http.listen:
+            return
+        from daemon.control.http.wiring import FrontEnd  # noqa: PLC0415  (what is off is not imported)
+
+        planes = self._planes
+        self._front = FrontEnd(self._settings, registry, planes.relaying, planes.admission, pages)
+        self._http_url = await self._front.start()
 
     def _announce(self, listener: Listener) -> None:
         """READY, to the log and to systemd."""
@@ -181,6 +198,8 @@ class Service:
         }
         if self._metrics_url:
             fields["metrics"] = self._metrics_url
+        if self._http_url:
+            fields["http"] = self._http_url
         logger.info("READY", extra=fields)
         self._notifier.ready(self._status())
 
@@ -189,6 +208,8 @@ class Service:
         assert self._listener is not None
         self._condition.is_draining = self._planes.admission.draining = True
         self._listener.unlink()
+        if self._front is not None:
+            self._front.server.stop_listening()
         if not self._listener.is_inherited:
             await _becomes_true(self._listener.is_empty, BACKLOG_WAIT_S)
         await self._planes.let_go_of_listener()
@@ -211,6 +232,8 @@ class Service:
         try:
             self._planes.admission.reload(fitting)
             self._planes.watch_upstreams()
+            if self._front is not None:
+                self._front.reload(fitting)
         except OptionError as error:
             logger.error("reload failed, the configuration in force stays: %s", error)  # noqa: TRY400 (no traceback)
             return False

@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).resolve().parent.parent
 METRICS_PORT_DEFAULT = 9090
-METRICS_PORTS_TRIED_MAX = 20
+HTTP_PORT_DEFAULT = 8000
+PORTS_TRIED_MAX = 20
 START_TIMEOUT_S = 60.0
 START_POLL_S = 0.05
 LOG_LINES_SHOWN_MAX = 40
@@ -58,7 +59,7 @@ def free_port(first: int) -> int:
     Raises:
         DemoError: none of them is free.
     """
-    for port in range(first, first + METRICS_PORTS_TRIED_MAX):
+    for port in range(first, first + PORTS_TRIED_MAX):
         with socket.socket() as probe:
             # As the daemon binds: connections of an earlier run that are in TIME_WAIT are no obstacle.
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -67,15 +68,16 @@ def free_port(first: int) -> int:
             except OSError:
                 continue
             return port
-    raise DemoError(f"no free port for the metrics from {first} to {first + METRICS_PORTS_TRIED_MAX - 1}")
+    raise DemoError(f"no free port from {first} to {first + PORTS_TRIED_MAX - 1}")
 
 
 class Demo:
     """One daemon process with its socket and its log."""
 
-    def __init__(self, socket_path: Path, metrics_port: int, command: Sequence[str] = DAEMON) -> None:
+    def __init__(self, socket_path: Path, metrics_port: int, http_port: int, command: Sequence[str] = DAEMON) -> None:
         self.socket_path = socket_path
         self.metrics_port = metrics_port
+        self.http_port = http_port
         self.log_path = socket_path.with_suffix(".log")
         self.stopping = False
         self._command = command
@@ -105,6 +107,7 @@ class Demo:
             )
         options = ["--socket", str(self.socket_path), "--delay", "50"]
         options += ["--metrics", f"127.0.0.1:{self.metrics_port}", "--log-format", "text"]
+        options += ["--http", f"127.0.0.1:{self.http_port}"]
         for caught in PASSED_ON:
             signal.signal(caught, self._pass_on)
         with self.log_path.open("wb") as log:
@@ -203,12 +206,16 @@ def _say_what_next(demo: Demo) -> None:
     _say("The daemon runs until Ctrl-C. From another terminal, in this directory:")
     print(
         f"""
-      another stream   {demo.handoff_command()}
+      in a browser     http://127.0.0.1:{demo.http_port}/ (a chat), http://127.0.0.1:{demo.http_port}/docs (the API)
+      by curl          curl -N http://127.0.0.1:{demo.http_port}/v1/completions -H 'Content-Type: application/json' \\
+                         -d '{{"model": "test-model", "prompt": "Hello", "stream": true}}'
+      by openai        OPENAI_BASE_URL=http://127.0.0.1:{demo.http_port}/v1 OPENAI_API_KEY=none python ...
+      handed over      {demo.handoff_command()}
       metrics          curl -s http://127.0.0.1:{demo.metrics_port}/metrics | grep streaming_daemon
       health           curl -s http://127.0.0.1:{demo.metrics_port}/ready
       its log          tail -f {_shown(demo.log_path)}
 
-    Behind Apache: docs/deployment.md. Every setting: docs/settings.md. How it works: docs/architecture.md.
+    The HTTP front: docs/http.md. Behind Apache: docs/deployment.md. Every setting: docs/settings.md. How it works: docs/architecture.md.
 """,
         flush=True,
     )
@@ -242,9 +249,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m scripts.run_demo", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--socket", type=Path, default=ROOT / SOCKET_DEFAULT, help="where the daemon listens")
     parser.add_argument("--metrics-port", type=int, default=METRICS_PORT_DEFAULT, help="the first port to try")
+    parser.add_argument("--http-port", type=int, default=HTTP_PORT_DEFAULT, help="the first to try for the HTTP front")
     options = parser.parse_args(arguments)
     try:
-        return run(Demo(options.socket.absolute(), free_port(options.metrics_port)))
+        return run(Demo(options.socket.absolute(), free_port(options.metrics_port), free_port(options.http_port)))
     except DemoError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

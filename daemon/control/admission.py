@@ -204,7 +204,7 @@ class Admission:
         cookie = self._next_cookie
         self._next_cookie += 1
         self._adoptions[cookie] = adoption
-        self._writer.send(kind=m.ADOPT, client_fd=client_fd, cookie=cookie)
+        self._writer.send_soon(kind=m.ADOPT, client_fd=client_fd, cookie=cookie)
 
     def abandon(self, entry: Entry) -> None:
         """The socket of what was let in does not come: its client has left."""

@@ -65,7 +65,7 @@ def pack_with_tail(  # noqa: PLR0913, PLR0917  (a record's fields; an object tha
 class CommandWriter:
     """The main thread's end of the command pipe. What one callback produced leaves in as few writes as possible."""
 
-    __slots__ = ("_batch", "_batch_bytes", "_closed", "_fd", "_loop", "_waiting")
+    __slots__ = ("_batch", "_batch_bytes", "_closed", "_fd", "_flush_is_due", "_loop", "_waiting")
 
     def __init__(self, fd: int, loop: asyncio.AbstractEventLoop) -> None:
         """`fd` must not block. It is not closed here."""
@@ -74,6 +74,7 @@ class CommandWriter:
         self._batch: list[bytes] = []
         self._batch_bytes = 0
         self._closed = False
+        self._flush_is_due = False
         # Batches the pipe had no room for, and callbacks that wait behind them. Bounded by what admission has open:
         # a stream gets few commands from here, and no handoff comes while the plane does not read.
         self._waiting: deque[bytes | Callable[[], None]] = deque()
@@ -89,6 +90,17 @@ class CommandWriter:
     def send(self, payload: bytes = b"", **fields: int) -> None:
         """Pack a command and send it now."""
         self.add(pack(payload, **fields))
+        self.flush()
+
+    def send_soon(self, payload: bytes = b"", **fields: int) -> None:
+        """Pack a command and send it after the callbacks that are ready now: theirs leave in the same write."""
+        self.add(pack(payload, **fields))
+        if not self._flush_is_due:
+            self._flush_is_due = True
+            self._loop.call_soon(self._flush_soon)
+
+    def _flush_soon(self) -> None:
+        self._flush_is_due = False
         self.flush()
 
     def flush(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -58,6 +59,12 @@ def port(daemon: Daemon) -> Iterator[int]:
 def curl(port: int, path: str) -> str:
     command = ["curl", "-siN", "--max-time", "20", f"http://127.0.0.1:{port}{path}"]
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+def test_the_document_shows_the_file() -> None:
+    text = (ROOT / "docs" / "http.md").read_text()
+    (shown,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    assert shown == EXAMPLE.read_text()
 
 
 def test_a_client_is_streamed_to_by_the_daemon(port: int) -> None:

@@ -17,7 +17,7 @@ import sys
 from pathlib import Path
 from scripts import run_demo
 command = [sys.executable, {standin!r}, {mode!r}]
-sys.exit(run_demo.run(run_demo.Demo(Path({path!r}), run_demo.free_port(20900), command)))
+sys.exit(run_demo.run(run_demo.Demo(Path({path!r}), run_demo.free_port(20900), run_demo.free_port(20950), command)))
 """
 
 
@@ -94,4 +94,4 @@ def test_the_next_port_is_taken_where_the_first_is_in_use() -> None:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        assert port < run_demo.free_port(port) < port + run_demo.METRICS_PORTS_TRIED_MAX
+        assert port < run_demo.free_port(port) < port + run_demo.PORTS_TRIED_MAX

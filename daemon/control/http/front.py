@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import logging
 import os
+import time
 from email.utils import formatdate
 from typing import TYPE_CHECKING, Any, cast
 
@@ -219,12 +221,17 @@ class StreamResponse(Response):
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
+@functools.lru_cache(maxsize=2)
+def _date_of(now_s: int) -> bytes:
+    return formatdate(now_s, usegmt=True).encode()
+
+
 async def _final_headers(headers: list[tuple[bytes, bytes]], send: Send) -> list[tuple[bytes, bytes]]:
     """The headers with what middleware adds to them: they pass through it, and come back from our protocol."""
     message: dict[str, Any] = {"type": "http.response.start", "status": 200, "headers": headers, HEADERS_KEY: None}
     await send(message)
     final = cast("list[tuple[bytes, bytes]]", message["headers"])
-    return [*final, (b"date", formatdate(usegmt=True).encode())]
+    return [*final, (b"date", _date_of(int(time.time())))]
 
 
 def _lines_of_errors(headers: list[tuple[bytes, bytes]]) -> bytes:

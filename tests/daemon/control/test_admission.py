@@ -512,6 +512,7 @@ def test_an_adopted_socket_streams_like_any_other(desk: Callable[..., Desk]) -> 
     adoption = Adoption(entry, b"HTTP/1.1 200 OK\r\n\r\n", chunked=True, ended=reasons.append)
     adoption.expect_body(10, b"abc", expects_100=True)
     one.admission.adopt(one.client.fileno(), adoption)
+    one.admission.flush()
     (adopt,) = one.channels.commands()
     assert (adopt.kind, adopt.client_fd) == (m.ADOPT, one.client.fileno())
     opened = one.hand_over(b"", flags=m.ADOPTED, count=adopt.cookie)
@@ -529,6 +530,7 @@ def test_an_adopted_socket_gets_what_the_plane_makes(desk: Callable[..., Desk]) 
     head = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
     entry = one.admission.admit("mock", Request(Fields(user_id=7, prompt="Hi")))
     one.admission.adopt(one.client.fileno(), Adoption(entry, head, chunked=True))
+    one.admission.flush()
     (adopt,) = one.channels.commands()
     opened = one.hand_over(b"", flags=m.ADOPTED, count=adopt.cookie)
     assert (opened.source, opened.flags, opened.head_bytes) == (m.SOURCE_PACED, m.CHUNKED, len(head))
@@ -545,6 +547,7 @@ def test_uploads_are_counted_and_what_is_abandoned_counts_no_more(desk: Callable
     adoption = Adoption(entry, b"HTTP/1.1 200 OK\r\n\r\n")
     adoption.expect_body(None, b"", expects_100=True)
     one.admission.adopt(one.client.fileno(), adoption)
+    one.admission.flush()
     cookie = next(command.cookie for command in one.channels.commands() if command.kind == m.ADOPT)
     opened = one.hand_over(b"", flags=m.ADOPTED, count=cookie)
     assert opened.flags & m.BODY_CHUNKED

@@ -1,0 +1,93 @@
+"""The HTTP front put together: its application, its server, and what of the settings they need. Main thread."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+from daemon.control.exits import EXIT_CONFIGURATION, StartError
+from daemon.control.http.application import Limits, Options, build
+from daemon.control.http.front import HttpFront
+from daemon.control.http.keys import Keys, KeysError
+from daemon.control.http.routing import Router, Served, UpstreamModels
+from daemon.control.http.server import HttpServer
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from backends.registry import Registry
+    from config.settings import Settings
+    from daemon.control.admission import Admission
+    from daemon.control.monitoring import Page
+    from daemon.control.relays import RelayingBackend
+
+OPENAI = "openai"
+
+logger = logging.getLogger(__name__)
+
+
+class FrontEnd:
+    """The HTTP front of one daemon."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        registry: Registry,
+        relaying: Mapping[str, RelayingBackend],
+        admission: Admission,
+        pages: Mapping[str, Page],
+    ) -> None:
+        """`pages` are those of the monitoring server. Raises StartError."""
+        http = settings.http
+        self._settings = settings
+        self._names = frozenset(registry.names())
+        self._relaying = relaying
+        self._keys = _keys(http.api_keys_file)
+        self._router = Router(self._served())
+        front = HttpFront(admission, lambda: self._settings.limits.requests_per_minute_per_user)
+        options = Options(
+            router=self._router,
+            pages=pages,
+            keys=self._keys,
+            limits=self._limits,
+            cors_origins=http.cors_origins,
+            body_bytes_max=http.body_bytes_max,
+            body_timeout_s=http.body_timeout_ms / 1000,
+            answer_bytes_max=http.answer_bytes_max,
+            answer_timeout_s=settings.timeouts.stream_timeout_ms / 1000 or 86_400.0,
+        )
+        self.application = build(front, options)
+        self.server = HttpServer(http, self.application)
+
+    async def start(self) -> str:
+        """Listen; the URL. Raises StartError."""
+        return await self.server.start(has_keys=self._keys is not None)
+
+    def reload(self, settings: Settings) -> None:
+        """Other limits and upstreams, and the file of keys as it is now; a file that is wrong changes nothing."""
+        self._settings = settings
+        self._router.configure(self._served())
+        if self._keys is not None:
+            try:
+                self._keys.reload()
+            except KeysError as error:
+                logger.error("the keys in force stay: %s", error)  # noqa: TRY400  (no traceback)
+
+    def _served(self) -> Served:
+        backend = self._relaying.get(OPENAI)
+        upstreams = () if backend is None else backend.upstreams()
+        models = tuple(UpstreamModels(upstream.name, tuple(upstream.options.models)) for upstream in upstreams)
+        return Served(self._names, models, self._settings.backend.openai.model)
+
+    def _limits(self) -> Limits:
+        limits = self._settings.limits
+        return Limits(limits.streams_per_user, limits.requests_per_minute_per_user)
+
+
+def _keys(path: str) -> Keys | None:
+    if not path:
+        return None
+    try:
+        return Keys(path)
+    except KeysError as error:
+        raise StartError(f"http.api_keys_file: {error}", EXIT_CONFIGURATION) from error
