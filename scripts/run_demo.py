@@ -215,7 +215,8 @@ def _say_what_next(demo: Demo) -> None:
       health           curl -s http://127.0.0.1:{demo.metrics_port}/ready
       its log          tail -f {_shown(demo.log_path)}
 
-    The HTTP front: docs/http.md. Behind Apache: docs/deployment.md. Every setting: docs/settings.md. How it works: docs/architecture.md.
+    The HTTP front: docs/http.md.
+    Behind Apache: docs/deployment.md. Every setting: docs/settings.md. How it works: docs/architecture.md.
 """,
         flush=True,
     )

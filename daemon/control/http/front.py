@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from backends.interface import Request
     from daemon.control.admission import Admission
     from daemon.control.adoption import Entry
+    from daemon.control.http.interface import Ticket
     from daemon.control.http.taking import Taken
 
 ERROR_BYTES_MAX = 65_536
@@ -79,11 +80,12 @@ class HttpFront:
         """A ticket that nobody uses after all."""
         self.admission.abandon(ticket.use())
 
-    def respond(self, ticket: HttpTicket, headers: Mapping[str, str], content_type: str = "") -> StreamResponse:
+    def respond(self, ticket: Ticket, headers: Mapping[str, str], content_type: str = "") -> StreamResponse:
         """See the interface. `content_type` is the backend's own where it is empty."""
+        assert isinstance(ticket, HttpTicket), "it was let in here"
         return StreamResponse(self, ticket, headers, content_type or ticket.entry.content_type)
 
-    async def read(self, ticket: HttpTicket) -> AsyncGenerator[bytes]:
+    async def read(self, ticket: Ticket) -> AsyncGenerator[bytes]:
         """See the interface."""
         stream = self.open(ticket)
         try:
@@ -95,8 +97,9 @@ class HttpFront:
         finally:
             stream.close()
 
-    def open(self, ticket: HttpTicket) -> InnerStream:
+    def open(self, ticket: Ticket) -> InnerStream:
         """The stream, to be read here. Raises ApiError where there are no descriptors for it."""
+        assert isinstance(ticket, HttpTicket), "it was let in here"
         entry = ticket.use()
         try:
             return InnerStream(self.admission, entry)
