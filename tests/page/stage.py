@@ -1,4 +1,4 @@
-"""A server that plays the front's part for the page, misbehaviour included. What the daemon has is used as it is.
+"""The front's own application with scripted streams behind it, so that they can misbehave as no daemon does.
 
 The questions of the chat are its stage directions: `many 500`, `cut`, `status 429`, ... (see `SCRIPTS`). The audio goes
 through the real backend of mel features.
@@ -11,40 +11,45 @@ import contextlib
 import json
 import queue
 import re
+import tempfile
 import threading
 import time
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
 import uvicorn
-from starlette.applications import Starlette
 from starlette.concurrency import iterate_in_threadpool
-from starlette.responses import FileResponse, JSONResponse, PlainTextResponse, Response, StreamingResponse
-from starlette.routing import Mount, Route, WebSocketRoute
-from starlette.staticfiles import StaticFiles
+from starlette.responses import Response, StreamingResponse
+from starlette.routing import WebSocketRoute
 from starlette.websockets import WebSocketDisconnect
 
 from backends.interface import BackendError, Fields, Request
 from backends.mel.backend import Mel
-from tests.apache.environment import REPOSITORY, free_port
+from daemon.control.http.application import Options, build
+from daemon.control.http.errors import ApiError
+from daemon.control.http.keys import Keys
+from daemon.control.http.middleware import PROTOCOL
+from daemon.control.http.routing import Router, Served, UpstreamModels
+from daemon.control.monitoring import Answer, json_answer
+from tests.apache.environment import free_port
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Generator, Iterator, Mapping
 
+    from fastapi import FastAPI
     from starlette.requests import Request as HttpRequest
-    from starlette.types import ASGIApp, Message, Receive, Scope, Send
+    from starlette.types import ASGIApp, Receive, Scope, Send
     from starlette.websockets import WebSocket
 
-STATIC = REPOSITORY / "daemon" / "control" / "http" / "static"
-POLICY = (
-    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; connect-src 'self'; "
-    "worker-src 'self' blob:; media-src 'self' blob:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-)
+    from daemon.control.http.interface import Ticket
+
 MODEL = "stage-1"
 START_SECONDS_MAX = 20.0
 STOP_SECONDS_MAX = 10.0
 PACE_S = 0.005
+KEY = "open-sesame"
 
 
 @dataclass
@@ -52,7 +57,7 @@ class Stage:
     """What the server is to do, and what it was asked. Tests change it; a field is written as a whole."""
 
     port: int = 0
-    key: str = ""
+    wants_key: bool = False
     has_mel: bool = True
     is_ready: bool = True
     streams_active: int = 0
@@ -64,11 +69,6 @@ class Stage:
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}/"
-
-
-def error(status: int, message: str, code: str | None = None, headers: Mapping[str, str] | None = None) -> Response:
-    body = {"error": {"message": message, "type": "invalid_request_error", "param": None, "code": code}}
-    return JSONResponse(body, status, headers=headers)
 
 
 # ---- the chat
@@ -210,40 +210,43 @@ SCRIPTS = {
 }
 
 
-async def complete(request: HttpRequest) -> Response:
-    stage: Stage = request.app.state.stage
-    if refusal := refused(request, stage):
-        return refusal
-    body = await request.json()
-    stage.asked.append(body)
-    question: str = body["messages"][-1]["content"]
-    if found := re.fullmatch(r"status (\d+)", question):
-        status = int(found[1])
-        headers = {"Retry-After": "7"} if status == 429 else {}
-        return error(status, f"refused for the test with {status}", "test", headers)
-    script = next((play for name, play in SCRIPTS.items() if re.match(rf"{name}\b", question)), answered)
+class Played:
+    """A stream that was let in."""
 
-    async def counted() -> AsyncIterator[bytes]:
+    backend = "openai"
+
+    def __init__(self, question: str) -> None:
+        self.question = question
+
+
+class StageFront:
+    """The front's way to the planes, with nobody behind it but the scripts."""
+
+    def __init__(self, stage: Stage) -> None:
+        self._stage = stage
+
+    def admit(self, backend: str, request: Request, *, user: str = "", has_upload: bool = False) -> Played:
+        del backend, user, has_upload
+        self._stage.asked.append(request.options)
+        if found := re.fullmatch(r"status (\d+)", request.prompt):
+            status = int(found[1])
+            headers = {"Retry-After": "7"} if status == 429 else {}
+            raise ApiError(status, "test", f"refused for the test with {status}", headers=headers)
+        return Played(request.prompt)
+
+    def respond(self, ticket: Ticket, headers: Mapping[str, str], content_type: str = "text/event-stream") -> Response:
+        return StreamingResponse(self.read(ticket), headers=dict(headers), media_type=content_type)
+
+    async def read(self, ticket: Ticket) -> AsyncIterator[bytes]:
+        assert isinstance(ticket, Played)
+        question = ticket.question
+        script = next((play for name, play in SCRIPTS.items() if re.match(rf"{name}\b", question)), answered)
         try:
             async for piece in script(question):
                 yield piece
         except asyncio.CancelledError:
-            stage.cancelled_count += 1
+            self._stage.cancelled_count += 1
             raise
-
-    return StreamingResponse(counted(), media_type="text/event-stream")
-
-
-def refused(request: HttpRequest, stage: Stage) -> Response | None:
-    if stage.key and request.headers.get("authorization") != f"Bearer {stage.key}":
-        return error(401, "a key is needed: Authorization: Bearer KEY", "invalid_api_key")
-    return None
-
-
-async def models(request: HttpRequest) -> Response:
-    stage: Stage = request.app.state.stage
-    data = [{"id": name, "object": "model", "created": 0, "owned_by": "stage"} for name in (MODEL, "stage-2-large")]
-    return refused(request, stage) or JSONResponse({"object": "list", "data": data})
 
 
 # ---- the audio
@@ -263,7 +266,7 @@ def options_of(query: Mapping[str, str]) -> dict[str, Any]:
 async def audio_stream(request: HttpRequest) -> Response:
     stage: Stage = request.app.state.stage
     if not stage.has_mel:
-        return error(501, "the backend mel is not enabled here", "mel_disabled")
+        raise ApiError(501, "mel_disabled", "the backend mel is not enabled here")
     options = options_of(request.query_params)
     body = await request.body()
     stage.audio_asked.append({"way": "body", "bytes": len(body), **options})
@@ -272,7 +275,7 @@ async def audio_stream(request: HttpRequest) -> Response:
     try:
         first = next(pieces)
     except BackendError as problem:
-        return error(problem.status, str(problem))
+        raise ApiError(problem.status, None, str(problem)) from problem
     return StreamingResponse(with_first(first, pieces), media_type="application/octet-stream")
 
 
@@ -288,7 +291,7 @@ async def audio_socket(socket: WebSocket) -> None:
     if not stage.has_mel:
         await socket.close()
         return
-    await socket.accept()
+    await socket.accept(PROTOCOL if PROTOCOL in socket.scope["subprotocols"] else None)
     options: dict[str, Any] = json.loads(await socket.receive_text())
     stage.audio_asked.append({"way": "socket", **options})
     options["sample_format"] = options.pop("format")
@@ -350,60 +353,52 @@ process_start_time_seconds {started}
 """
 
 
-async def metrics(request: HttpRequest) -> Response:
+def metrics(stage: Stage) -> Answer:
     """A daemon that has sent 500 tokens, 10 streams and one error more each time it is asked."""
-    stage: Stage = request.app.state.stage
     stage.metrics_count += 1
     count = stage.metrics_count
     values = {"tokens": 500 * count, "streams": 10 * count, "errors": count, "started": time.time() - 3700}
-    return PlainTextResponse(METRICS.format(active=stage.streams_active, **values))
+    text = METRICS.format(active=stage.streams_active, **values)
+    return Answer(HTTPStatus.OK, text.encode(), "text/plain; version=0.0.4; charset=utf-8")
 
 
-async def ready(request: HttpRequest) -> Response:
-    stage: Stage = request.app.state.stage
+def ready(stage: Stage) -> Answer:
     if stage.is_ready:
-        return JSONResponse({"status": "ready"})
-    return JSONResponse({"status": "not ready", "reason": "draining"}, 503)
+        return json_answer(HTTPStatus.OK, {"status": "ready"})
+    return json_answer(HTTPStatus.SERVICE_UNAVAILABLE, {"status": "not ready", "reason": "draining"})
 
 
-async def index(request: HttpRequest) -> Response:
-    del request
-    return FileResponse(STATIC / "index.html")
-
-
-class WithPolicy:
-    """Every answer carries the policy that the front sends."""
-
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        async def send_with_policy(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                message["headers"] = [
-                    *message["headers"], (b"content-security-policy", POLICY.encode()), (b"cache-control", b"no-store"),
-                ]  # fmt: skip
-            await send(message)
-
-        await self._app(scope, receive, send_with_policy)
-
-
-def application(stage: Stage) -> ASGIApp:
-    app = Starlette(
-        routes=[
-            Route("/", index),
-            Mount("/static", StaticFiles(directory=STATIC)),
-            Route("/v1/models", models),
-            Route("/v1/chat/completions", complete, methods=["POST"]),
-            Route("/audio/stream", audio_stream, methods=["POST"]),
-            WebSocketRoute("/audio/ws", audio_socket),
-            Route("/metrics", metrics),
-            Route("/ready", ready),
-        ]
+def application(stage: Stage, mel: Mel, keys: Keys | None) -> FastAPI:
+    """The front's own application, before a front of ours."""
+    models = UpstreamModels("stage", (MODEL, "stage-2-large"))
+    app = build(
+        StageFront(stage),
+        Options(
+            router=Router(Served(frozenset({"openai"}), (models,))),
+            pages={"/metrics": lambda _accept: metrics(stage), "/ready": lambda _accept: ready(stage)},
+            keys=keys,
+        ),
     )
+    app.add_route("/audio/stream", audio_stream, methods=["POST"])
+    app.router.routes.append(WebSocketRoute("/audio/ws", audio_socket))
     app.state.stage = stage
-    app.state.mel = Mel({"enabled": True})
-    return WithPolicy(app)
+    app.state.mel = mel
+    return app
+
+
+def switching(stage: Stage) -> ASGIApp:
+    """With keys or without, as a test has it."""
+    mel = Mel({"enabled": True})
+    with tempfile.NamedTemporaryFile("w") as file:
+        file.write(f"reader: {KEY}\n")
+        file.flush()
+        keys = Keys(file.name)
+    guarded, free = application(stage, mel, keys), application(stage, mel, None)
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await (guarded if stage.wants_key else free)(scope, receive, send)
+
+    return app
 
 
 @contextmanager
@@ -412,7 +407,7 @@ def running_stage() -> Generator[Stage]:
     stage = Stage(free_port())
     server = uvicorn.Server(
         uvicorn.Config(
-            application(stage),
+            switching(stage),
             port=stage.port,
             log_level="critical",
             lifespan="off",

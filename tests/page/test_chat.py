@@ -10,7 +10,7 @@ import pytest
 from selenium.webdriver.common.keys import Keys
 
 from tests.page.reader import NOTHING
-from tests.page.stage import MODEL
+from tests.page.stage import KEY, MODEL
 
 if TYPE_CHECKING:
     from tests.page.reader import Reader
@@ -194,16 +194,16 @@ def test_a_very_long_answer_leaves_the_page_at_the_top(reader: Reader) -> None:
 
 def test_a_key_is_asked_for_once_it_is_needed(reader: Reader, stage: Stage) -> None:
     assert not reader.find("key-button").is_displayed()
-    stage.key = "sesame"
+    stage.wants_key = True
     reader.expect_in_console("status of 401")
     reader.ask("hello")
     reader.wait(lambda: reader.find("key-dialog").is_displayed())
     assert reader.focused == "key"
     reader.type("wrong", Keys.ENTER)
     reader.wait(lambda: reader.find("key-dialog").is_displayed() and reader.focused == "key")
-    reader.wait(lambda: "a key is needed" in reader.find("key-why").text)
+    reader.wait(lambda: "Invalid API key" in reader.find("key-why").text)
     reader.type(Keys.CONTROL, "a")
-    reader.type("sesame", Keys.ENTER)
+    reader.type(KEY, Keys.ENTER)
     reader.wait(lambda: reader.outcome == "complete")
     assert reader.find("key-button").is_displayed()
     assert reader.run("return [localStorage.length, document.cookie]") == [0, ""]
@@ -213,10 +213,10 @@ def test_a_key_is_asked_for_once_it_is_needed(reader: Reader, stage: Stage) -> N
 
 
 def test_without_a_key_the_error_is_shown(reader: Reader, stage: Stage) -> None:
-    stage.key = "sesame"
+    stage.wants_key = True
     reader.expect_in_console("status of 401")
     reader.ask("hello")
     reader.wait(lambda: reader.find("key-dialog").is_displayed())
     reader.type(Keys.ESCAPE)
     reader.wait(lambda: reader.outcome == "failed")
-    assert "401: a key is needed" in reader.notes
+    assert "401: Missing or invalid Authorization header" in reader.notes

@@ -12,6 +12,7 @@ from selenium.webdriver.common.keys import Keys
 
 from backends.mel.spec import HOP_SAMPLES, SAMPLE_RATE_HZ, hz_to_mel
 from tests.page.reader import NOTHING
+from tests.page.stage import KEY
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -145,6 +146,21 @@ def test_the_microphone_is_drawn_until_it_is_stopped(mel: Reader, stage: Stage) 
     assert stage.audio_asked[0]["sample_rate"] in {44_100, 48_000}
     assert mel.find("mel-factor-name").text == "Behind the microphone"
     assert mel.find("mel-microphone").is_enabled()
+
+
+def test_a_key_is_sent_with_a_websocket_too(mel: Reader, stage: Stage, tmp_path: Path) -> None:
+    stage.wants_key = True
+    mel.expect_in_console("WebSocket")
+    mel.expect_in_console("status of 401")
+    mel.expect_in_console("status of 400")  # of the empty audio that asks why there was no WebSocket
+    path = write_tone(tmp_path / "long.wav", 30.0)
+    mel.find("mel-file").send_keys(str(path))
+    mel.wait(lambda: mel.find("key-dialog").is_displayed())
+    mel.find("key").send_keys(KEY, Keys.ENTER)
+    mel.wait(lambda: state(mel) in {"done", "failed"})
+    assert state(mel) == "done", said(mel)
+    assert stage.audio_asked[-1]["way"] == "socket"
+    assert KEY not in str(stage.audio_asked)
 
 
 def test_another_format_is_decoded_by_the_browser(mel: Reader, stage: Stage, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ From the outside in: `Requests`, CORS where it is wanted, `Guard`, the applicati
 
 from __future__ import annotations
 
+import base64
 import logging
 import re
 import secrets
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 CALLER = "streaming_daemon.caller"  # where a scope has it
 _is_request_id = re.compile(rb"[!-~]{1,128}").fullmatch
 FAILED = "the server failed; its log says why, under the request's id"
+PROTOCOL = "streaming-daemon"  # of a WebSocket that brings its key with the names of its protocols
+KEY_PROTOCOL = "bearer."
 _POLICY_VIOLATION = 1008  # of a WebSocket's close
 _NOSNIFF = (b"x-content-type-options", b"nosniff")
 
@@ -128,9 +131,28 @@ class Guard:
         path = scope["path"]
         if self._keys is None or path in self._exempt or path.startswith(self._exempt_prefixes):
             return
-        header = header_of(scope, b"authorization")
-        user = self._keys.user(None if header is None else header.decode("latin-1"))
+        user = self._keys.user(_authorization_of(scope))
         scope[CALLER] = caller_of(scope)._replace(user=user)
+
+
+def _authorization_of(scope: Scope) -> str | None:
+    """The header; of a WebSocket without one, what its protocols say.
+
+    A browser can send no header with a WebSocket, but names of protocols: `bearer.` and the key in base64url is one.
+    The other, which the route accepts, is `streaming-daemon`.
+    """
+    header = header_of(scope, b"authorization")
+    if header is not None:
+        return header.decode("latin-1")
+    for protocol in scope.get("subprotocols", ()):
+        if protocol.startswith(KEY_PROTOCOL):
+            encoded = protocol.removeprefix(KEY_PROTOCOL)
+            try:
+                key = base64.b64decode(encoded + "=" * (-len(encoded) % 4), b"-_", validate=True)
+            except ValueError:
+                return "Bearer ?"  # a key that nobody has
+            return f"Bearer {key.decode('latin-1')}"
+    return None
 
 
 async def _refuse(error: ApiError, scope: Scope, receive: Receive, send: Send) -> None:

@@ -5,6 +5,9 @@ import { MelError } from "./mel-blocks.js";
 
 const WAITING_BYTES_MAX = 1 << 20; // sent by the page, not yet by the browser
 const POLL_MS = 10;
+/** What a browser can send with a WebSocket instead of a header: the names of protocols, one of which is the key. */
+const PROTOCOL = "streaming-daemon";
+const KEY_PREFIX = "bearer.";
 
 export class AudioSocket {
   #socket = null;
@@ -25,25 +28,26 @@ export class AudioSocket {
   async open(parameters) {
     const address = new URL("audio/ws", document.baseURI);
     address.protocol = address.protocol.replace("http", "ws");
-    const socket = new WebSocket(address);
-    socket.binaryType = "arraybuffer";
-    this.#socket = socket;
-    const isOpen = await new Promise((resolve) => {
-      socket.onopen = () => resolve(true);
-      socket.onclose = () => resolve(false);
-    });
-    if (!isOpen) {
+    for (;;) {
+      const secret = key();
+      this.#socket = new WebSocket(address, protocolsFor(secret));
+      if (await opens(this.#socket)) {
+        break;
+      }
       const refusal = await refusalOf();
-      this.#settle.reject(refusal);
-      throw refusal;
+      if (key() === secret) {
+        this.#settle.reject(refusal);
+        throw refusal;
+      } // otherwise it was the key that was missing, and now there is another
     }
+    const socket = this.#socket;
+    socket.binaryType = "arraybuffer";
     socket.onmessage = ({ data }) => this.#take(data);
     socket.onclose = ({ reason }) => {
       this.closeReason = reason;
       this.#settle.resolve();
     };
-    const secret = key();
-    socket.send(JSON.stringify(secret === "" ? parameters : { ...parameters, key: secret }));
+    socket.send(JSON.stringify(parameters));
   }
 
   #take(data) {
@@ -91,6 +95,23 @@ export class AudioSocket {
   close() {
     this.#socket?.close();
   }
+}
+
+/** Promises whether the server takes it. */
+function opens(socket) {
+  return new Promise((resolve) => {
+    socket.onopen = () => resolve(true);
+    socket.onclose = () => resolve(false);
+  });
+}
+
+/** None without a key; with one, its base64url, since a protocol's name may not hold all that a key may. */
+function protocolsFor(secret) {
+  if (secret === "") {
+    return [];
+  }
+  const encoded = btoa(secret).replaceAll("+", "-").replaceAll("/", "_").replaceAll("=", "");
+  return [PROTOCOL, KEY_PREFIX + encoded];
 }
 
 /** Why a WebSocket was refused. Browsers do not say; the same place without one does. */
