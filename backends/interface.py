@@ -216,14 +216,15 @@ class Script:
 
     def render(self, index: int, text: bytes, closing: bytes = b"") -> bytes:
         """Message `index` of a stream: the specification of what the plane does."""
-        return _rendered(self.messages[index % len(self.messages)], index, text, closing)
+        return rendered(self.messages[index % len(self.messages)], index, text, closing)
 
     def render_end(self, message_count: int, text: bytes, closing: bytes = b"") -> bytes:
         """The end of a stream of so many messages: the specification of what the plane does."""
-        return _rendered(self.end, message_count, text, closing)
+        return rendered(self.end, message_count, text, closing)
 
 
-def _rendered(parts: Parts, number: int, text: bytes, closing: bytes) -> bytes:
+def rendered(parts: Parts, number: int, text: bytes, closing: bytes) -> bytes:
+    """Bytes and marks put together."""
     marks = {Mark.INDEX: b"%d" % number, Mark.TEXT: text, Mark.CLOSING: closing}
     return b"".join(part if isinstance(part, bytes) else marks[part] for part in parts)
 
