@@ -26,6 +26,9 @@ _OPENAI_PATH = "backends.openai:OpenAI"
 # Only there where it is asked for: it needs an extra, and compiles.
 _MEL = "mel"
 _MEL_PATH = "backends.mel.backend:Mel"
+# Only there where it is asked for: it is for load tests.
+_TEST_MODEL = "test_model"
+_TEST_MODEL_PATH = "backends.test_model:TestModel"
 _CLASS_KEY = "class"
 
 
@@ -75,6 +78,9 @@ def _options(settings: Settings, name: str) -> Mapping[str, Any]:
     if name == _MEL and name not in settings.backend.others:
         computed: dict[str, Any] = msgspec.to_builtins(settings.backend.mel)
         return {**computed, "data_dir": settings.server.data_dir}
+    if name == _TEST_MODEL and name not in settings.backend.others:
+        generated: dict[str, Any] = msgspec.to_builtins(settings.backend.test_model)
+        return generated
     return {key: value for key, value in settings.backend.others.get(name, {}).items() if key != _CLASS_KEY}
 
 
@@ -94,6 +100,8 @@ def _paths(settings: Settings) -> dict[str, str]:
         paths[_OPENAI] = _OPENAI_PATH
     if settings.uses_mel and _MEL not in settings.backend.others:
         paths[_MEL] = _MEL_PATH
+    if settings.uses_test_model and _TEST_MODEL not in settings.backend.others:
+        paths[_TEST_MODEL] = _TEST_MODEL_PATH
     for name, section in settings.backend.others.items():
         own = section.get(_CLASS_KEY)
         if name in _BUILT_IN and own is None:
@@ -102,7 +110,7 @@ def _paths(settings: Settings) -> dict[str, str]:
             raise RegistryError(f'[backend.{name}] names no class: write class = "package.module:Class"')
         paths[name] = own
     if settings.server.backend not in paths:
-        known = ", ".join(sorted({*paths, _OPENAI}))
+        known = ", ".join(sorted({*paths, _OPENAI, _TEST_MODEL}))
         raise RegistryError(f"there is no backend {settings.server.backend!r}: known are {known}")
     return paths
 

@@ -333,13 +333,16 @@ def _prompts(asked: Asked, *, is_chat: bool) -> list[str | list[int]]:
         return [prompt or ""]
     if prompt and (_are_numbers(prompt) or all(isinstance(one, str) for one in prompt)):
         return [cast("list[int]", prompt)] if isinstance(prompt[0], int) else cast("list[str | list[int]]", prompt)
-    if prompt and all(isinstance(one, list) and one and _are_numbers(one) for one in prompt):
+    if prompt and all(map(_are_numbers, prompt)):
         return cast("list[str | list[int]]", prompt)
     _refuse("prompt", "it must be a text, or a list that is not empty: of texts, of token numbers, or of lists of them")
 
 
-def _are_numbers(values: list[Any]) -> bool:
-    return all(type(value) is int and value >= 0 for value in values)
+def _are_numbers(values: object) -> bool:
+    if not isinstance(values, list):
+        return False
+    elements = cast("list[object]", values)
+    return bool(elements) and all(type(one) is int and one >= 0 for one in elements)
 
 
 def _length(prompt: str | list[int]) -> int:

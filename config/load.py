@@ -56,6 +56,10 @@ ENVIRONMENT = {
 }
 """Variables that set a value; an empty one counts as absent."""
 
+RUNNER_TYPE = "TT_RUNNER_TYPE"
+RUNNERS = {"llm_test": ("backend.test_model.enabled", "on")}
+"""The variable by which another server chooses what answers; of its values, the settings that they stand for."""
+
 
 @dataclass(frozen=True)
 class Loaded:
@@ -87,8 +91,10 @@ def load(argv: Sequence[str], environment: Mapping[str, str] | None = None) -> L
         values.update(content.values)
         set_there = [*content.values, *(f"backend.{name}.{key}" for name, table in others.items() for key in table)]
         provenance.update(dict.fromkeys(set_there, str(file)))
-    for path, (value, origin) in _environment_values(os.environ if environment is None else environment).items():
+    surroundings = os.environ if environment is None else environment
+    for path, (value, origin) in _environment_values(surroundings).items():
         values[path], provenance[path] = value, origin
+    warnings += _runner_warnings(surroundings)
     for path, value in asked.values.items():
         option = asked.options[path]
         values[path] = _option_value(path, value, option)
@@ -97,11 +103,25 @@ def load(argv: Sequence[str], environment: Mapping[str, str] | None = None) -> L
 
 
 def _environment_values(environment: Mapping[str, str]) -> dict[str, tuple[object, str]]:
-    return {
-        path: (check_text(path, environment[variable].strip(), "environment", variable), f"environment {variable}")
-        for variable, path in ENVIRONMENT.items()
-        if environment.get(variable, "").strip()
-    }
+    runner = RUNNERS.get(environment.get(RUNNER_TYPE, "").strip())
+    found: dict[str, tuple[object, str]] = (
+        {} if runner is None else {runner[0]: (runner[1], f"environment {RUNNER_TYPE}")}
+    )
+    for variable, path in ENVIRONMENT.items():
+        text = environment.get(variable, "").strip()
+        if text:
+            found[path] = check_text(path, text, "environment", variable), f"environment {variable}"
+    return found
+
+
+def _runner_warnings(environment: Mapping[str, str]) -> tuple[str, ...]:
+    """The other server takes any value; here it is no error either, but it does nothing."""
+    runner = environment.get(RUNNER_TYPE, "").strip()
+    if not runner or runner in RUNNERS:
+        return ()
+    return (
+        f"environment {RUNNER_TYPE}: {runner[:40]!r} is not known here, and ignored: it may be {', '.join(RUNNERS)}",
+    )
 
 
 def _option_value(path: str, value: object, option: str) -> object:
@@ -178,7 +198,11 @@ def reloaded(old: Settings, new: Settings) -> Settings:
 
 def _is_taken(path: str, old: Settings) -> bool:
     """Whether a reload puts a changed value in force. A backend that was not made at start is not made by a reload."""
-    is_made = {"backend.openai": old.uses_openai, "backend.mel": old.uses_mel}
+    is_made = {
+        "backend.openai": old.uses_openai,
+        "backend.mel": old.uses_mel,
+        "backend.test_model": old.uses_test_model,
+    }
     return KEYS[path].is_reloadable and is_made.get(KEYS[path].section, True)
 
 

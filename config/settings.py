@@ -1,7 +1,8 @@
 """Every limit in the system, with its unit and its reason: frozen structs whose bounds msgspec checks.
 
 Attribute names are the configuration's keys; the section is the struct. `docs/settings.md` and the example file are
-generated from this module, config/http.py, config/openai.py and config/mel.py by scripts/generate_reference.py.
+generated from this module and those of the sections, config/http.py, config/openai.py, config/mel.py and
+config/test_model.py, by scripts/generate_reference.py.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from config.declaring import reloadable
 from config.http import Http
 from config.mel import MelBackend
 from config.openai import OpenAIBackend
+from config.test_model import TestModelBackend
 
 Identity = Annotated[int, Meta(ge=0, le=(1 << 32) - 2)]
 """A user's or a group's number. The largest of 32 bits is none: the kernel says it for a peer that it cannot name."""
@@ -173,6 +175,7 @@ class Backend(msgspec.Struct, frozen=True, kw_only=True):
     mock: MockBackend = MockBackend()
     openai: OpenAIBackend = OpenAIBackend()
     mel: MelBackend = MelBackend()
+    test_model: TestModelBackend = TestModelBackend()
     others: dict[str, dict[str, Any]] = {}
 
 
@@ -199,3 +202,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     def uses_mel(self) -> bool:
         """Whether the backend `mel` is made: it needs libraries and memory that others do not."""
         return self.server.backend == "mel" or self.backend.mel.enabled
+
+    @property
+    def uses_test_model(self) -> bool:
+        """Whether the backend `test_model` is made: by itself only where the HTTP front has nothing else to ask."""
+        enabled = self.backend.test_model.enabled
+        alone = enabled == "auto" and self.http.listen != "" and not self.uses_openai
+        return self.server.backend == "test_model" or enabled == "on" or alone

@@ -17,7 +17,9 @@ class TestModelBackend(msgspec.Struct, frozen=True, kw_only=True):
 
     enabled: Annotated[
         Literal["auto", "on", "off"],
-        Meta(description="have the model; auto is where it is the default backend"),
+        Meta(
+            description="have the model; auto: where [http] listens and no upstream of [backend.openai] is configured"
+        ),
     ] = "auto"
     tokens_per_second: Annotated[
         int, reloadable("rate of a stream's tokens; 0 = as fast as the socket takes", ge=0, le=100_000_000)

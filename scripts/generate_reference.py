@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from config.command_line import OPTIONS
-from config.load import ENVIRONMENT, PLACES
+from config.load import ENVIRONMENT, PLACES, RUNNER_TYPE, RUNNERS
 from config.schema import KEYS, SECTIONS, TABLE_KEYS, permitted, shown_setting
 from config.toml_file import C_KEYS
 
@@ -28,7 +28,7 @@ WIDTH = 100
 SWITCHED_ON = {"monitoring.metrics_port": 9090}
 """What the example sets: metrics are off by default, as the C daemon's, but who copies a file wants them."""
 
-SOURCES = "config/settings.py, config/openai.py and config/mel.py"
+SOURCES = "config/settings.py, config/http.py, config/openai.py, config/mel.py and config/test_model.py"
 TABLE_EXAMPLES = {
     "backend.openai.upstreams": (
         'name = "gpu-1"',
@@ -139,6 +139,7 @@ def _other_ways() -> list[str]:
     options = [(f"`{option}`", f"`{path}`") for option, path in OPTIONS.items()]
     options.append(("`--metrics [ADDRESS:]PORT`", "`monitoring.metrics_address`, `monitoring.metrics_port`"))
     variables = [(f"`{variable}`", f"`{path}`") for variable, path in ENVIRONMENT.items()]
+    variables += [(f"`{RUNNER_TYPE}={known}`", f"`{path} = {value}`") for known, (path, value) in RUNNERS.items()]
     names = [(f"`{name}`", f"`{path}`") for name, path in C_KEYS.items()]
     return [
         *("## [backend.NAME]", OWN_BACKEND),

@@ -140,6 +140,15 @@ def test_the_relay_is_there_where_it_is_used_and_not_even_imported_otherwise() -
     registry.close()
 
 
+def test_the_load_test_model_is_made_where_it_is_asked_for() -> None:
+    registry = Registry(settings("test_model"))
+    assert registry.names() == ["echo", "mock", "test_model"]
+    model = registry.get("test_model")
+    assert model is not None
+    assert model.options == {"enabled": "auto", "tokens_per_second": 120_000}
+    registry.close()
+
+
 def test_the_relay_as_the_default_needs_a_key() -> None:
     with pytest.raises(RegistryError, match=r"^backend.openai has no key.*OPENAI_API_KEY"):
         Registry(settings("openai"))
@@ -174,7 +183,7 @@ def test_a_check_opens_nothing_and_warns(tmp_path: Path) -> None:
 
 
 def test_a_check_knows_names_and_classes() -> None:
-    with pytest.raises(RegistryError, match="known are echo, mock, openai"):
+    with pytest.raises(RegistryError, match="known are echo, mock, openai, test_model"):
         check(Settings(server=Server(backend="opanai")))
     others = {"mine": {"class": "own_backends:Picky"}}
     assert check(Settings(backend=Backend(others=others))) == []  # what its constructor would say is not asked
