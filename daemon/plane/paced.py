@@ -121,7 +121,10 @@ def next_due_ns(stream: Any) -> int:
 
 @compiled
 def generate(plane: Any, slot: int) -> bool:
-    """Render what is due and fits. True when the source has ended and its end is appended."""
+    """Render what is due and fits. True when the source has ended and its end is appended.
+
+    What is due and does not fit makes the stream `paused`: the next completed send brings it here again.
+    """
     stream = stream_of(plane, slot)
     script = script_of(plane, stream.script)
     due = messages_due(plane, stream)
@@ -129,9 +132,11 @@ def generate(plane: Any, slot: int) -> bool:
     number = int(stream.message_index)
     begun = number
     which = number % own if own > 0 else 0
+    stream.paused = 0
     while number < due:
         # Leave room for the error event of a STOP, should one come while the client does not read.
         if not room_for(plane, stream, int(script_message_of(plane, first + which).bytes_max) + RESERVE_BYTES):
+            stream.paused = 1
             break
         render_message(plane, slot, first + which, number)
         number += 1
@@ -148,6 +153,7 @@ def generate(plane: Any, slot: int) -> bool:
         return False
     end = int(script.end_message)
     if not room_for(plane, stream, int(script_message_of(plane, end).bytes_max) + FRAMING_BYTES):
+        stream.paused = 1
         return False
     render_message(plane, slot, end, number)
     if script.end_counts:

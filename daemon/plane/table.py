@@ -63,7 +63,7 @@ STREAM = record(
     "body_buffer:i4 body_state:i4 body_remaining:i8 body_bytes:i4 body_flags:i4 body_raw_bytes:i4 body_line_bytes:i4 "
     # closing
     "discarded_bytes:i8 hold_ns:i8 must_poll:i4 must_copy:i4 "
-    # an upstream source that waits for room
+    # a source that waits for room
     "paused:i4 "
     # a paced source's second text
     "closing_bytes:i4",

@@ -6,11 +6,12 @@ client; every send is compared at once. Events are checked as the control plane 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from daemon.plane import counters
 from daemon.plane import messages as m
 from daemon.plane import state as st
+from daemon.plane import tag as t
 from daemon.plane.table import BUCKET_COUNT
 from tests.simulation.kernel import SECOND, ViolationError, check
 from tests.simulation.wire import chunk
@@ -351,6 +352,19 @@ class StreamCheck:
             # What a source that is done has left behind is bounded by the write timeout alone.
             waiting = open_still and not int(stream["flags"]) & m.FLAG_SOURCE_DONE
             check(not waiting or waited_ns < 7_000_000_000, f"{self.key}: expired 7 s ago, and still open")
+
+    def check_pace(self) -> None:
+        """Something brings a paced stream on: bytes on their way, or a timer for when its next message is due."""
+        slot, generation = self.key
+        stream: Any = self.kernel.plane.streams[slot]
+        if self.paced is None or stream.generation != generation or stream.state != st.STREAMING:
+            return
+        on_its_way = stream.in_flight & (1 << t.SEND | 1 << t.POLL_WRITABLE) or stream.is_ready
+        if on_its_way or int(stream["flags"]) & m.FLAG_SOURCE_DONE:
+            return
+        due_ns = int(stream.pace_start_ns + (stream.message_index * stream.interval_ps + 999) // 1000)
+        is_set = 0 < stream.timer_ns <= max(due_ns, self.kernel.now_ns + 1)
+        check(is_set, f"{self.key}: message {stream.message_index} is due at {due_ns}, and nobody wakes the stream")
 
 
 class Paced:

@@ -208,6 +208,7 @@ class Simulation:
         for stream in self.streams.values():
             stream.check_notices_leaving()
             stream.check_expiry()
+            stream.check_pace()
         if self.relaying is not None:
             self.relaying.watch()
         if self.drained and self._is_over():
@@ -361,7 +362,9 @@ class Simulation:
         rng = self.rng
         text, closing = b"somebody"[: rng.randrange(0, 9)], b"in the end"[: rng.randrange(0, 11)]
         script = rng.randrange(len(ENDS))
-        total, interval_ps = rng.choice((0, 1, 18, 100)), rng.choice((0, 10**9, 50 * 10**9, 333_333_333))
+        total, interval_ps = rng.choice((0, 1, 18, 100, 2000)), rng.choice((0, 10**9, 50 * 10**9, 333_333_333))
+        if total == 2000:
+            interval_ps = rng.choice((0, 10**5, 10**6, 10**7))  # more is due at once than a block holds
         latency_ms = rng.choice((0, 0, 5, 500))
         flags = m.STANDARD_HEAD | rng.choice((0, m.CHUNKED)) | rng.choice((0, 0, m.KEEP_HALF_OPEN))
         opening = rng.choice((b"", b"data: first\n\n"))
