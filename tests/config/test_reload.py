@@ -9,15 +9,23 @@ from config.load import load, reload_difference, reloaded
 from config.mel import MelBackend
 from config.schema import KEYS, SECTIONS, Key, value_of
 from config.settings import Backend, Server, Settings
+from config.test_model import TestModelBackend
 
-# The backends `openai` and `mel` are in use: otherwise nothing of their sections is reloaded.
-RELAYING = Settings(server=Server(backend="openai"), backend=Backend(mel=MelBackend(enabled=True)))
+# The backends `openai`, `mel` and `test_model` are in use: otherwise nothing of their sections is reloaded.
+RELAYING = Settings(
+    server=Server(backend="openai"),
+    backend=Backend(mel=MelBackend(enabled=True), test_model=TestModelBackend(enabled="on")),
+)
 
 
 def changed(key: Key) -> Settings:
     """The defaults with another value for one key; whether it is permitted plays no part here."""
     struct = SECTIONS[key.section]
-    used: dict[type[msgspec.Struct], dict[str, object]] = {Server: {"backend": "openai"}, MelBackend: {"enabled": True}}
+    used: dict[type[msgspec.Struct], dict[str, object]] = {
+        Server: {"backend": "openai"},
+        MelBackend: {"enabled": True},
+        TestModelBackend: {"enabled": "on"},
+    }
     section = struct(**used.get(struct, {}))
     section = msgspec.structs.replace(section, **{key.name: "another"})
     if key.section.startswith("backend."):
