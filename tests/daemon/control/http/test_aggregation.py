@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as some
 
 from backends.sse import DONE
@@ -212,10 +212,11 @@ _JSON = some.recursive(
             max_size=4,
         )
     ),
-    max_leaves=12,
+    max_leaves=8,
 )
 
 
+@settings(suppress_health_check=[HealthCheck.too_slow])
 @given(some.lists(some.dictionaries(some.sampled_from(["choices", "usage", "id", "model"]), _JSON), max_size=5))
 def test_any_events_make_an_object_that_can_be_sent(events: list[dict[str, object]]) -> None:
     for is_chat in (True, False):
