@@ -68,9 +68,20 @@ class Asked(NamedTuple):
 def asked(request: Request, defaults: MelBackend, transcriber: Transcriber | None = None) -> Asked:
     """What a request asks, with the section's values for what it leaves out.
 
+    Over HTTP options are parameters of the query, and are called so.
+
     BackendError: 400 that names the field, 403 for a path in a request over HTTP, 415 for audio that is not understood,
     501 for text where there is no model.
     """
+    try:
+        return _asked(request, defaults, transcriber)
+    except BackendError as error:
+        if request.endpoint != "audio":
+            raise
+        raise BackendError(error.status, error.message.replace("field `options.", "parameter `")) from None
+
+
+def _asked(request: Request, defaults: MelBackend, transcriber: Transcriber | None) -> Asked:
     said = request.options
     options = said.get("options")
     if options is None:

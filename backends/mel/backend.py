@@ -78,6 +78,9 @@ class Mel(Backend):
 
     def form(self, request: Request) -> Form:
         """Events, lines or blocks, as the request asks; one that asks for what is not there is refused here."""
+        length = request.headers.get("content-length", "")
+        if length.isdecimal():
+            self._limits.check_bytes(int(length[:20]))  # before any of it is sent
         return FORMS[asked(request, self._section, self._transcriber).format]
 
     def chunks(self, request: Request) -> Iterator[bytes]:

@@ -6,6 +6,7 @@ import base64
 import importlib
 import io
 import json
+import re
 import socket
 import struct
 import subprocess
@@ -275,10 +276,28 @@ def test_wrong_options_are_usage_errors(wrong: list[str], capsys: pytest.Capture
     assert wrong[0] in capsys.readouterr().err
 
 
-def test_the_help_says_what_needs_http(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit, match="0"):
-        mel_client.main(["--help"])
-    assert "over HTTP" in " ".join(capsys.readouterr().out.split())
+@pytest.mark.parametrize("url", ["https://a:1", "http://127.0.0.1", "http://127.0.0.1:1"])
+def test_a_front_that_is_not_there_is_no_beginning(
+    stand_in: StandIn, sound: Path, url: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert stand_in.run(sound, "--http", url) == 2
+    assert url in capsys.readouterr().err
+
+
+def test_a_real_front_streams_uploads(tmp_path: Path, sound: Path) -> None:
+    configuration = '[http]\nlisten = "127.0.0.1:0"\n[backend.mel]\nenabled = true\n'
+    daemon = Daemon(tmp_path, "epoll", configuration=configuration).start()
+    try:
+        found = re.search(r'http="?(http://[0-9.:]+)', daemon.log)
+        assert found, daemon.log
+        command = [sys.executable, "-m", "scripts.mel_client", str(sound), "--http", found[1]]
+        command += ["--streams", "4", "--rounds", "2", "--seconds", "0.1"]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=60)
+        assert "streams of 2.00 s, 4 at a time: 201 frames each" in done.stdout, done.stderr + daemon.log
+        assert "| seconds of audio a second, for 0.1 s |" in done.stdout
+        assert done.returncode == int("MISSED" in done.stdout)
+    finally:
+        assert daemon.stop() == 0
 
 
 def test_a_real_daemon_streams_what_the_specification_says(tmp_path: Path, sound: Path) -> None:

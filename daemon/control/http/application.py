@@ -36,7 +36,8 @@ if TYPE_CHECKING:
 
 Handler = Callable[[Request], Any]
 
-OPEN_PATHS = ("/", "/health", "/ready", "/metrics", "/docs", "/swagger", "/openapi.json")
+# A WebSocket asks for its key itself.
+OPEN_PATHS = ("/", "/health", "/ready", "/metrics", "/docs", "/swagger", "/openapi.json", "/audio/ws")
 OPEN_PREFIXES = ("/static/", "/docs/assets/")
 RETRY_AFTER_DEFAULT_S = 1
 CORS_HEADERS_SHOWN = ("X-Request-Id", "Retry-After", "RateLimit", "RateLimit-Policy")

@@ -24,6 +24,7 @@ Errors are OpenAI's envelope. A stream that fails after its beginning ends with 
 `[DONE]`. Every answer has an `X-Request-Id`: the request's own, or a new one."""
 TAGS = [
     {"name": "Completions", "description": "Answers, whole or as server-sent events."},
+    {"name": "Audio", "description": "Mel features, as Whisper takes them."},
     {"name": "Models", "description": "What can be asked for."},
     {"name": "Health", "description": "How the daemon is doing."},
 ]
@@ -36,9 +37,10 @@ _WHEN = {
     404: "The model does not exist.",
     408: "The request's body did not come in time.",
     413: "The request's body is too large.",
-    415: "The request's body is not JSON.",
+    415: "The request's body is of a type that is not understood.",
     429: "Too many streams, or requests, of one user; or the upstream's own limit.",
     500: "The server failed.",
+    501: "It is not enabled here.",
     502: "The upstream failed, or cut its answer off.",
     503: "No room, no upstream, or the server is shutting down.",
     504: "The upstream took too long.",
