@@ -302,6 +302,19 @@ def test_a_socket_that_is_not_read_stops_the_audio_and_loses_nothing(daemon: Dae
     assert len(frames) == 1 + rounds * len(PCM) // 160
 
 
+def test_pages_of_other_sites_are_refused(daemon: Daemon) -> None:
+    async def use(client: ClientConnection) -> list[Any]:
+        with suppress(ConnectionClosed):
+            await client.send("{}")
+            await client.send('{"type":"end"}')
+        return await everything(client)
+
+    (error,) = with_socket(daemon, use, origin="https://elsewhere.example")
+    assert error_of(error)["code"] == "origin_refused"
+    (error,) = with_socket(daemon, use, origin=f"http://{address_of(daemon)}")
+    assert "there is no audio" in error_of(error)["message"]
+
+
 # ---- keys, and a daemon without mel
 
 

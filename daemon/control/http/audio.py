@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from typing import TYPE_CHECKING, Any, cast
+from urllib.parse import urlsplit
 
 import msgspec
 from starlette.requests import Request  # FastAPI reads the annotations of routes
@@ -51,10 +52,11 @@ _NORMAL, _POLICY_VIOLATION, _INTERNAL_ERROR = 1000, 1008, 1011
 class Audio:
     """Both endpoints."""
 
-    def __init__(self, front: HttpFront, keys: Keys | None, *, is_enabled: bool) -> None:
-        """`is_enabled`: whether there is the backend `mel`."""
+    def __init__(self, front: HttpFront, keys: Keys | None, origins: tuple[str, ...], *, is_enabled: bool) -> None:
+        """`origins` are those whose pages may ask, `*` is all; `is_enabled`: whether there is the backend `mel`."""
         self._front = front
         self._keys = keys
+        self._origins = frozenset(origins)
         self._is_enabled = is_enabled
 
     # ---- POST
@@ -101,6 +103,7 @@ class Audio:
     async def _open(self, socket: WebSocket) -> InnerStream:
         """The stream that the first message asks for. Raises ApiError, WebSocketDisconnect."""
         self._check_enabled()
+        self._check_origin(_headers(socket.scope, frozenset()))
         said = await _first_message(socket)
         caller = self._caller(socket.scope, said.pop("key", None))
         if said.pop("transcribe", False) is not False:
@@ -110,6 +113,14 @@ class Audio:
         wanted = _request({**said, "format": "binary"}, _headers(socket.scope, self._hidden), caller)
         ticket = self._front.admit(BACKEND, wanted, user=caller.limited_as, has_upload=True)
         return self._front.open(ticket)
+
+    def _check_origin(self, headers: dict[str, str]) -> None:
+        """Raises ApiError 403 for a page of another site: browsers ask nobody before they open a WebSocket."""
+        origin = headers.get("origin")
+        if origin is None or "*" in self._origins or origin in self._origins:
+            return
+        if urlsplit(origin).netloc != headers.get("host"):
+            raise ApiError(403, "origin_refused", "pages of this origin may not ask: http.cors_origins names those")
 
     def _caller(self, scope: Scope, key: object) -> Caller:
         """Who asks: by the handshake's header, or by a key in the first message. Raises ApiError 401."""

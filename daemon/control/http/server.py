@@ -65,6 +65,7 @@ class HttpServer:
             date_header=False,
             timeout_keep_alive=max(1, round(settings.idle_timeout_ms / 1000)),
             ws_max_size=WEBSOCKET_BYTES_MAX,
+            ws_per_message_deflate=False,  # sounds and features hardly shrink, and it would take longer than they do
             ws_ping_interval=WEBSOCKET_PING_S,
             ws_ping_timeout=WEBSOCKET_PING_S,
             ssl_certfile=settings.tls_certificate_file or None,

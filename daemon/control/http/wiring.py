@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 from daemon.control.exits import EXIT_CONFIGURATION, StartError
 from daemon.control.http.application import Limits, Options, build
+from daemon.control.http.audio import BACKEND as MEL
+from daemon.control.http.audio import Audio, add_routes
 from daemon.control.http.front import HttpFront
 from daemon.control.http.keys import Keys, KeysError
 from daemon.control.http.routing import Router, Served, UpstreamModels
@@ -57,6 +59,8 @@ class FrontEnd:
             answer_timeout_s=settings.timeouts.stream_timeout_ms / 1000 or 86_400.0,
         )
         self.application = build(front, options)
+        audio = Audio(front, self._keys, http.cors_origins, is_enabled=MEL in self._names)
+        add_routes(self.application, audio, has_keys=self._keys is not None)
         self.server = HttpServer(http, self.application)
 
     async def start(self) -> str:
