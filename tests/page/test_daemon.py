@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import socket
 from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.apache.environment import free_port, running_daemon
+from tests.apache.environment import DAEMON_START_SECONDS_MAX, free_port, running_daemon, wait_for_listener
 from tests.page.reader import Reader
 from tests.page.stage import EXPLANATION, MODEL, Stage
 
@@ -24,7 +25,11 @@ def relayed(browser: Chrome, stage: Stage, tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setenv("OPENAI_API_BASE", stage.url.rstrip("/"))
     monkeypatch.setenv("OPENAI_MODEL", MODEL)
     front = Stage(free_port())
-    with running_daemon(tmp_path / "d.sock", "--backend", "openai", "--http", f"127.0.0.1:{front.port}"):
+    path = tmp_path / "d.sock"
+    with running_daemon(path, "--backend", "openai", "--http", f"127.0.0.1:{front.port}") as daemon:
+        # The socket of handoffs listens first: what comes to it waits there, and what comes over HTTP would be refused.
+        address, log = ("127.0.0.1", front.port), path.with_suffix(".log")
+        wait_for_listener(socket.AF_INET, socket.SOCK_STREAM, address, daemon, log, DAEMON_START_SECONDS_MAX)
         reader = Reader(browser, front)
         reader.open()
         yield reader
