@@ -36,12 +36,11 @@ from daemon.control.warming import load_or_compile
 from daemon.ring.memory import KernelError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Sequence
 
     from config.load import Loaded
     from config.settings import Settings
     from daemon.control.http.wiring import FrontEnd
-    from daemon.control.monitoring import Page
 
 BACKLOG_WAIT_S = 0.5  # handoffs that wait when a drain begins are still taken, and answered
 STOPPED_STREAMS_WAIT_S = 5.0  # for error events and refusals to leave
@@ -109,8 +108,7 @@ class Service:
         self._listener = open_listener(ListenerOptions.of(self._settings.server), os.environ)
         self._heartbeat = Heartbeat(self._notifier, self._planes.ping)
         self._planes.start(self._listener.socket.fileno(), self._accounts, self._heartbeat.pong, self._data_plane_died)
-        pages = await self._start_monitoring(registry)
-        await self._start_http(registry, pages)
+        await self._start_monitoring(registry)
         signals.install_others(self._loop, self._reload, self._planes.log_table)
         self._announce(self._listener)
 
@@ -133,7 +131,7 @@ class Service:
         ):
             logger.warning("%d slots are abandoned", self._planes.slots_used)
         if self._front is not None:
-            await self._front.server.close()
+            await self._front.close()
 
     def stop(self) -> None:
         """End the threads and close what is open."""
@@ -156,29 +154,27 @@ class Service:
         server = msgspec.structs.replace(self._configured.server, max_connections=fitting)
         self._settings = msgspec.structs.replace(self._configured, server=server)
 
-    async def _start_monitoring(self, registry: Registry) -> Mapping[str, Page]:
-        accounts, monitoring = self._accounts, self._settings.monitoring
+    async def _start_monitoring(self, registry: Registry) -> None:
+        accounts, monitoring, http = self._accounts, self._settings.monitoring, self._settings.http
         self._condition = Condition(self._planes, registry.names(), self._settings.server.max_connections)
         self._condition.upstreams = functools.partial(upstream_statuses, self._planes, self._settings.server.backend)
         pages = {"/health": health_page(accounts), "/ready": ready_page(accounts, self._condition)}
-        if monitoring.metrics_port or self._settings.http.listen:
+        collectors = relay_collectors(self._planes)
+        if http.listen:
+            # What is off is not imported.
+            from daemon.control.http.wiring import FrontEnd  # noqa: PLC0415
+
+            self._front = FrontEnd(self._settings, registry, self._planes.relaying, self._planes.admission, pages)
+            collectors.append(self._front.accounts)
+        if monitoring.metrics_port or http.listen:
             thread_pool = self._settings.thread_pool.thread_pool
-            collectors = relay_collectors(self._planes)
             pages["/metrics"] = metrics_page(accounts, self._condition, thread_pool=thread_pool, collectors=collectors)
         self._monitoring = MonitoringServer(pages)
         if monitoring.metrics_port:
             address, port = await self._monitoring.start(monitoring.metrics_address, monitoring.metrics_port)
             self._metrics_url = f"http://{f'[{address}]' if ':' in address else address}:{port}/metrics"
-        return pages
-
-    async def _start_http(self, registry: Registry, pages: Mapping[str, Page]) -> None:
-        if not self._settings.http.listen:
-            return
-        from daemon.control.http.wiring import FrontEnd  # noqa: PLC0415  (what is off is not imported)
-
-        planes = self._planes
-        self._front = FrontEnd(self._settings, registry, planes.relaying, planes.admission, pages)
-        self._http_url = await self._front.start()
+        if self._front is not None:
+            self._http_url = await self._front.start()
 
     def _announce(self, listener: Listener) -> None:
         """READY, to the log and to systemd."""
@@ -209,7 +205,7 @@ class Service:
         self._condition.is_draining = self._planes.admission.draining = True
         self._listener.unlink()
         if self._front is not None:
-            self._front.server.stop_listening()
+            self._front.stop_listening()
         if not self._listener.is_inherited:
             await _becomes_true(self._listener.is_empty, BACKLOG_WAIT_S)
         await self._planes.let_go_of_listener()

@@ -64,17 +64,16 @@ class HttpTicket:
 class HttpFront:
     """The routes' way to the planes; `daemon.control.http.interface.Front`."""
 
-    def __init__(self, admission: Admission, requests_per_minute: Callable[[], int]) -> None:
-        """`requests_per_minute` is the limit of one user that is in force, 0 where there is none."""
+    def __init__(self, admission: Admission) -> None:
+        """Streams are opened by `admission`."""
         self.admission = admission
-        self._requests_per_minute = requests_per_minute
 
     def admit(self, backend: str, request: Request, *, user: str = "", has_upload: bool = False) -> HttpTicket:
         """See the interface."""
         try:
             return HttpTicket(self.admission.admit(backend, request, user=user, has_body=has_upload))
         except Refusal as refusal:
-            raise self._error(refusal) from None
+            raise _error(refusal) from None
 
     def abandon(self, ticket: HttpTicket) -> None:
         """A ticket that nobody uses after all."""
@@ -106,26 +105,6 @@ class HttpFront:
         except OSError as error:
             self.admission.abandon(entry)
             raise _no_descriptors(error) from error
-
-    def _error(self, refusal: Refusal) -> ApiError:
-        headers: dict[str, str] = {}
-        if refusal.retry_after_s > 0:
-            headers["Retry-After"] = str(refusal.retry_after_s)
-        if refusal.code == "requests_per_minute_per_user":
-            # draft-ietf-httpapi-ratelimit-headers
-            headers["RateLimit-Policy"] = f'"requests";q={self._requests_per_minute()};w=60'
-            headers["RateLimit"] = f'"requests";r=0;t={refusal.retry_after_s}'
-        elif refusal.status == 429:
-            headers["RateLimit"] = f'"streams";r=0;t={max(1, refusal.retry_after_s)}'
-        return ApiError(
-            refusal.status,
-            refusal.code,
-            refusal.detail,
-            param=refusal.param,
-            headers=headers,
-            body=refusal.body,
-            content_type=refusal.content_type,
-        )
 
 
 class StreamResponse(Response):
@@ -262,3 +241,18 @@ def _no_descriptors(error: OSError) -> ApiError:
         503, "descriptor_limit", f"no descriptors are left for the stream: {os.strerror(error.errno or 0)}",
         headers={"Retry-After": "1"},
     )  # fmt: skip
+
+
+def _error(refusal: Refusal) -> ApiError:
+    headers: dict[str, str] = {}
+    if refusal.retry_after_s > 0:
+        headers["Retry-After"] = str(refusal.retry_after_s)
+    return ApiError(
+        refusal.status,
+        refusal.code,
+        refusal.detail,
+        param=refusal.param,
+        headers=headers,
+        body=refusal.body,
+        content_type=refusal.content_type,
+    )

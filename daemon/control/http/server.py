@@ -19,6 +19,8 @@ from daemon.control.exits import EXIT_CONFIGURATION, StartError, status_of_errno
 from daemon.control.http.taking import Bounds, TakingProtocol
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from config.http import Http
 
 CLOSE_WAIT_S = 1.0  # for answers that are being written when the daemon ends
@@ -50,9 +52,15 @@ def parse_address(listen: str) -> Address:
 class HttpServer:
     """Serves one application until it is closed."""
 
-    def __init__(self, settings: Http, application: Any) -> None:  # noqa: ANN401  (ASGI's)
-        """`application` is an ASGI application. Raises StartError for certificates that cannot be used."""
+    def __init__(
+        self,
+        settings: Http,
+        application: Any,  # noqa: ANN401  (ASGI's)
+        answered: Callable[[dict[str, Any] | None, int], None] | None = None,
+    ) -> None:
+        """`application` is an ASGI application, `answered` counts. Raises StartError for certificates that are none."""
         self._settings = settings
+        self._answered = answered
         self._config = uvicorn.Config(
             application,
             http="httptools",
@@ -142,7 +150,13 @@ class HttpServer:
             connection.transport.abort()
 
     def _protocol(self) -> TakingProtocol:
-        return TakingProtocol(config=self._config, server_state=self._state, app_state={}, bounds=self._bounds)
+        return TakingProtocol(
+            config=self._config,
+            server_state=self._state,
+            app_state={},
+            bounds=self._bounds,
+            answered=self._answered,
+        )
 
     def _tick(self) -> None:
         """The Date header, once a second."""

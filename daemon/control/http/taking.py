@@ -95,6 +95,10 @@ def refusal(status: int, message: str) -> bytes:
     return head.encode() + body
 
 
+def _not_counted(_scope: dict[str, Any] | None, _status: int) -> None:
+    """Nobody counts."""
+
+
 class RequestProtocol(HttpToolsProtocol):
     """uvicorn's protocol, which reads a body only when the application asks for it, and lets go of its socket."""
 
@@ -105,12 +109,17 @@ class RequestProtocol(HttpToolsProtocol):
         app_state: dict[str, Any],
         _loop: asyncio.AbstractEventLoop | None = None,
         bounds: Bounds = Bounds(),  # noqa: B008  (immutable)
+        answered: Callable[[dict[str, Any] | None, int], None] | None = None,
     ) -> None:
-        """As uvicorn makes it, which leaves the bounds as they are."""
+        """As uvicorn makes it, which leaves the rest as it is.
+
+        `answered` is told each response's status, with the request's scope where it could be parsed.
+        """
         super().__init__(config=config, server_state=server_state, app_state=app_state, _loop=_loop)
         self._application = self.app
         self.app = cast("Any", self._serve)
         self._bounds = bounds
+        self._answered = answered or _not_counted
         self._exchange: Exchange | None = None
         self._held = b""
         self._head_tail = b""  # the last bytes of a head that is not complete, in which its end may begin
@@ -274,6 +283,8 @@ class RequestProtocol(HttpToolsProtocol):
             return await receive()
 
         async def send_response(message: Any) -> None:  # noqa: ANN401  (ASGI's)
+            if message["type"] == "http.response.start":
+                self._answered(scope, message["status"])
             if HEADERS_KEY in message:
                 return  # it was only to learn what middleware adds to it
             if exchange.is_held:
@@ -319,6 +330,7 @@ class RequestProtocol(HttpToolsProtocol):
     def refuse(self, status: int, message: str) -> None:
         """Answer a request that cannot be parsed, and close."""
         if not self.transport.is_closing():
+            self._answered(None, status)
             self.transport.write(refusal(status, message))
             self.transport.close()
 

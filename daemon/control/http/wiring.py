@@ -13,6 +13,7 @@ from daemon.control.http.front import HttpFront
 from daemon.control.http.keys import Keys, KeysError
 from daemon.control.http.routing import Router, Served, UpstreamModels
 from daemon.control.http.server import HttpServer
+from daemon.control.http_metrics import HttpAccounts
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from daemon.control.relays import RelayingBackend
 
 OPENAI = "openai"
+ANSWER_TIMEOUT_S_MAX = 86_400.0  # where streams have no limit
 
 logger = logging.getLogger(__name__)
 
@@ -39,33 +41,48 @@ class FrontEnd:
         admission: Admission,
         pages: Mapping[str, Page],
     ) -> None:
-        """`pages` are those of the monitoring server. Raises StartError."""
-        http = settings.http
+        """`pages` are those of the monitoring server; more may be put in until `start`. Raises StartError."""
         self._settings = settings
         self._names = frozenset(registry.names())
         self._relaying = relaying
-        self._keys = _keys(http.api_keys_file)
+        self._admission = admission
+        self._pages = pages
+        self._keys = _keys(settings.http.api_keys_file)
         self._router = Router(self._served())
-        front = HttpFront(admission, lambda: self._settings.limits.requests_per_minute_per_user)
+        self._server: HttpServer | None = None
+        self.accounts = HttpAccounts()
+
+    async def start(self) -> str:
+        """Listen; the URL. Raises StartError."""
+        http = self._settings.http
+        front = HttpFront(self._admission)
         options = Options(
             router=self._router,
-            pages=pages,
+            pages=self._pages,
             keys=self._keys,
             limits=self._limits,
             cors_origins=http.cors_origins,
             body_bytes_max=http.body_bytes_max,
             body_timeout_s=http.body_timeout_ms / 1000,
             answer_bytes_max=http.answer_bytes_max,
-            answer_timeout_s=settings.timeouts.stream_timeout_ms / 1000 or 86_400.0,
+            answer_timeout_s=self._settings.timeouts.stream_timeout_ms / 1000 or ANSWER_TIMEOUT_S_MAX,
         )
-        self.application = build(front, options)
+        application = build(front, options)
         audio = Audio(front, self._keys, http.cors_origins, is_enabled=MEL in self._names)
-        add_routes(self.application, audio, has_keys=self._keys is not None)
-        self.server = HttpServer(http, self.application)
+        add_routes(application, audio, has_keys=self._keys is not None)
+        server = self._server = HttpServer(http, application, self.accounts.answered)
+        self.accounts.connection_count = lambda: server.connection_count
+        return await server.start(has_keys=self._keys is not None)
 
-    async def start(self) -> str:
-        """Listen; the URL. Raises StartError."""
-        return await self.server.start(has_keys=self._keys is not None)
+    def stop_listening(self) -> None:
+        """Let nobody new in; connections between two requests are closed."""
+        if self._server is not None:
+            self._server.stop_listening()
+
+    async def close(self) -> None:
+        """End what is left, after a moment for answers that are being written."""
+        if self._server is not None:
+            await self._server.close()
 
     def reload(self, settings: Settings) -> None:
         """Other limits and upstreams, and the file of keys as it is now; a file that is wrong changes nothing."""
