@@ -25,6 +25,7 @@ from backends.mel.reference import features
 from tests.backends.mel.signals import speech
 from tests.backends.mel.whisper_model import make_model
 from tests.behaviour.daemon_process import DONE, Daemon
+from tests.upstream.certificate import make_certificate
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
@@ -67,11 +68,11 @@ def address_of(daemon: Daemon) -> str:
     return found[1]
 
 
-def curl(daemon: Daemon, query: str, *arguments: str, body: bytes = b"") -> tuple[int, dict[str, str], bytes]:
+def curl(daemon: Daemon, query: str, *arguments: str, scheme: str = "http") -> tuple[int, dict[str, str], bytes]:
     """Status, headers and body of a POST."""
     command = ["curl", "--silent", "--show-error", "--no-buffer", "--include", "--max-time", "60", *arguments]
-    url = f"http://{address_of(daemon)}/audio/stream{query}"
-    done = subprocess.run([*command, url], input=body, check=True, capture_output=True, cwd=daemon.directory)
+    url = f"{scheme}://{address_of(daemon)}/audio/stream{query}"
+    done = subprocess.run([*command, url], check=True, capture_output=True, cwd=daemon.directory)
     head, _, rest = done.stdout.partition(b"\r\n\r\n")
     while b" 100 " in head.split(b"\r\n")[0]:
         head, _, rest = rest.partition(b"\r\n\r\n")
@@ -313,6 +314,49 @@ def test_pages_of_other_sites_are_refused(daemon: Daemon) -> None:
     assert error_of(error)["code"] == "origin_refused"
     (error,) = with_socket(daemon, use, origin=f"http://{address_of(daemon)}")
     assert "there is no audio" in error_of(error)["message"]
+
+
+# ---- TLS, and the daemon's end
+
+
+def test_uploads_and_sockets_under_tls(kernel: str, tmp_path: Path) -> None:
+    made = make_certificate()
+    text = f'tls_certificate_file = "{made.certificate_file}"\ntls_key_file = "{made.key_file}"\n'
+    text = f'[http]\nlisten = "127.0.0.1:0"\n{text}[backend.mel]\nenabled = true\n'
+    daemon = Daemon(tmp_path, kernel, configuration=text).start()
+    try:
+        (tmp_path / "a.pcm").write_bytes(PCM.tobytes())
+        secure = ("--cacert", str(made.certificate_file))
+        for more in ((), ("-H", "Transfer-Encoding: chunked")):
+            status, _, body = curl(daemon, "", *secure, *more, "--data-binary", "@a.pcm", scheme="https")
+            assert status == 200
+            assert np.abs(frames_of_events(body) - EXPECTED).max() < 2e-6
+        assert curl(daemon, "?bins=81", *secure, "-d", "x", scheme="https")[0] == 400
+    finally:
+        assert daemon.stop() == 0
+    assert "Traceback" not in daemon.log
+
+
+def test_a_socket_goes_on_while_the_daemon_drains(kernel: str, tmp_path: Path) -> None:
+    text = '[http]\nlisten = "127.0.0.1:0"\n[backend.mel]\nenabled = true\n'
+    daemon = Daemon(tmp_path, kernel, configuration=text).start()
+    half = len(PCM) // 2
+    assert daemon.process is not None
+    process = daemon.process
+
+    async def use(client: ClientConnection) -> list[Any]:
+        await client.send("{}")
+        await client.send(PCM[:half].tobytes())
+        first = await client.recv()
+        process.terminate()
+        await asyncio.sleep(0.5)
+        await client.send(PCM[half:].tobytes())
+        await client.send('{"type":"end"}')
+        return [first, *await everything(client)]
+
+    assert np.abs(frames_of_blocks(with_socket(daemon, use)) - EXPECTED).max() < 2e-6
+    assert process.wait(30) == 0
+    assert "Traceback" not in daemon.log
 
 
 # ---- keys, and a daemon without mel

@@ -97,8 +97,8 @@ class Audio:
                 await _carry(socket, stream)
             finally:
                 stream.close()
-        except WebSocketDisconnect:
-            return  # the stream has been ended with it
+        except (WebSocketDisconnect, asyncio.CancelledError):
+            return  # the client has left, or the daemon does; the stream has been ended with it
 
     async def _open(self, socket: WebSocket) -> InnerStream:
         """The stream that the first message asks for. Raises ApiError, WebSocketDisconnect."""

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import uvicorn
+from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 from uvicorn.server import ServerState
 
 from daemon.control.exits import EXIT_CONFIGURATION, StartError, status_of_errno
@@ -130,11 +131,12 @@ class HttpServer:
         return f"{'https' if self._config.is_ssl else 'http'}://{host}:{port}"
 
     def stop_listening(self) -> None:
-        """Let nobody new in; idle connections are closed."""
+        """Let nobody new in; idle connections are closed. WebSockets go on, because each carries a live stream."""
         for server in self._servers:
             server.close()
         for connection in list(self._state.connections):
-            connection.shutdown()
+            if not isinstance(connection, WebSocketsSansIOProtocol):
+                connection.shutdown()
 
     async def close(self) -> None:
         """End what is left, giving answers that are under way a moment."""
