@@ -286,13 +286,16 @@ def test_idle_connections_are_bounded_in_number_and_time(plane: Plane, upstream:
 
 
 @every_protocol
-def test_after_its_end_a_stream_leaves_its_connection_behind(plane: Plane, upstream: Upstream, make: Make) -> None:
+@pytest.mark.parametrize("drained", [False, True])
+def test_after_its_end_a_stream_leaves_its_connection_behind(
+    plane: Plane, upstream: Upstream, make: Make, drained: bool
+) -> None:
     gate = Gate()
     upstream.answer("m", Plan([*EVENTS, gate]), Plan(EVENTS))
     asked = make(upstream)
     seen = plane.begin(1, asked)
     plane.until(lambda: seen.body == BODY, "everything but the body's end")
-    plane.stopped(1)
+    plane.stopped(1, st.CLIENT_GONE if drained else st.COMPLETE, drained=drained)
     plane.until(lambda: not plane.transfers.active_count, "the stream forgotten")
     plane.cancel(1)
     gate.open()

@@ -89,8 +89,10 @@ class Plane:
 
     # ---- the plane
 
-    def stopped(self, slot: int, reason: int = st.COMPLETE) -> None:
-        self.channels.event(m.STOPPED, slot=slot, generation=GENERATION, reason=reason)
+    def stopped(self, slot: int, reason: int = st.COMPLETE, *, drained: bool = False) -> None:
+        """The stream is over; of one that was drained the upstream had said all when its client was long gone."""
+        flags = m.COMPLETE if drained or reason == st.COMPLETE else 0
+        self.channels.event(m.STOPPED, slot=slot, generation=GENERATION, reason=reason, flags=flags)
 
     def release(self, slot: int, released_bytes: int) -> None:
         self.streams[slot].released_bytes = released_bytes
