@@ -8,7 +8,7 @@ import platform
 import sys
 from typing import TYPE_CHECKING, Any
 
-from scripts.bench import comparing, options, plot, processes, relay, report
+from scripts.bench import comparing, http_front, options, plot, processes, relay, report
 from scripts.bench.probe import ProbeError
 
 if TYPE_CHECKING:
@@ -28,10 +28,13 @@ def _run_all(given: options.Options) -> list[dict[str, Any]]:
     results: list[dict[str, Any]] = []
     for tcp in given.socket_kinds:
         for scenario in given.scenarios:
-            kind = "TCP" if tcp else "socketpairs"
+            kind = "HTTP" if scenario.is_http else "TCP" if tcp else "socketpairs"
             _say(f"{scenario.name} on {kind}: {scenario.shows}")
-            run_scenario = relay.run_scenario if scenario.is_relayed else comparing.run_scenario
-            result = run_scenario(given, scenario, tcp=tcp, say=_say)
+            if scenario.is_http:
+                result = http_front.run_scenario(given, scenario, say=_say)
+            else:
+                run_scenario = relay.run_scenario if scenario.is_relayed else comparing.run_scenario
+                result = run_scenario(given, scenario, tcp=tcp, say=_say)
             results.append(result)
             print(f"== {scenario.name}, {kind}, checked by {result['checked']} ==")
             print("\n".join(report.scenario_lines(result)), end="\n\n", flush=True)

@@ -133,14 +133,14 @@ def _warn_where_descriptors_lack(server: Server) -> str:
     return ""
 
 
-def _ratios(rounds: list[dict[str, Any]]) -> dict[str, Any]:
+def ratios(rounds: list[dict[str, Any]]) -> dict[str, Any]:
     """The daemon's cost over the baseline's, round by round, and the median: machines drift, pairs do not."""
     found: dict[str, Any] = {}
     for figure in ("cpu_us_per_message", "cpu_us_per_stream", "cpu_us_per_token"):
         pairs = [(run["daemon"]["server"].get(figure), run["baseline"]["server"].get(figure)) for run in rounds]
-        ratios = [ours / theirs for ours, theirs in pairs if ours is not None and theirs]
-        if ratios:
-            found[figure] = {"each": ratios, "median": statistics.median(ratios)}
+        each = [ours / theirs for ours, theirs in pairs if ours is not None and theirs]
+        if each:
+            found[figure] = {"each": each, "median": statistics.median(each)}
     return found
 
 
@@ -174,7 +174,7 @@ def result_of(scenario: Scenario, plan: Plan, rounds: list[dict[str, Any]]) -> d
         "checked": "bytes" if plan.expected else "messages",
         "numbers_in_expected": plan.expected.count(NUMBER_PLACEHOLDER),
         "rounds": rounds,
-        "ratios": _ratios([figures for figures in rounds if len(figures) == 2]),
+        "ratios": ratios([figures for figures in rounds if len(figures) == 2]),
     }
 
 

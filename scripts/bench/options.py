@@ -31,6 +31,7 @@ examples:
   python -m scripts.bench --scenario paced --tcp --start-daemon '--kernel epoll'
   python -m scripts.bench --scenario relay --both --rounds 3
   python -m scripts.bench --scenario relay --tcp --proxy nginx --proxy-protocol http2
+  python -m scripts.bench --scenario http --rounds 3
   python -m scripts.bench --scenario ready --baseline './other-server {socket} {interval_ms} {messages}'
   python -m scripts.bench --socket /run/daemon.sock --streams 500 --total 5000 --rate 200 --output result.json
 """
@@ -74,7 +75,7 @@ def _server_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _load_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("the load; a number that is given wins over the scenario's")
-    group.add_argument("--scenario", choices=(*SCENARIOS, "all"), help="; ".join(_described()))
+    group.add_argument("--scenario", choices=(*SCENARIOS, "all", "http"), help="; ".join(_described()))
     group.add_argument("--streams", type=int, metavar="N", help="streams open at a time")
     group.add_argument("--total", type=int, metavar="N", help="streams in all")
     group.add_argument("--rate", type=float, metavar="R", help="streams started per second; 0: no limit")
@@ -91,7 +92,8 @@ def _load_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _described() -> list[str]:
-    return [f"{scenario.name}: {scenario.shows}" for scenario in SCENARIOS.values()]
+    named = [f"{scenario.name}: {scenario.shows}" for scenario in SCENARIOS.values()]
+    return [*named, "all: those of handoffs; http: those of the HTTP front"]
 
 
 def _other_arguments(parser: argparse.ArgumentParser) -> None:
@@ -109,7 +111,7 @@ def _other_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="COMMAND",
         help="run the same load in turn on another server: {socket}, {interval_ms}, {messages} are filled in; "
         "for a relay {upstream}, a port or a socket's path; or 'floor', a bare epoll loop (the default with a "
-        "scenario), or 'none'",
+        "scenario; over HTTP a plain FastAPI application), or 'none'",
     )
     compare.add_argument("--rounds", type=int, default=1, metavar="N", help="repeat; with a baseline A B A B ...")
     relay = parser.add_argument_group("relaying")
@@ -166,6 +168,13 @@ def _scenario_name(given: argparse.Namespace) -> str:
     return given.scenario or ("all" if is_silent else CUSTOM.name)
 
 
+def _chosen(name: str) -> list[Scenario]:
+    if name in {"all", "http"}:
+        of_http = name == "http"
+        return [scenario for scenario in SCENARIOS.values() if scenario.is_http == of_http and not scenario.is_soak]
+    return [SCENARIOS.get(name, CUSTOM)]
+
+
 def _check(parser: argparse.ArgumentParser, given: argparse.Namespace, scenarios: tuple[Scenario, ...]) -> None:
     for scenario in scenarios:
         if scenario.streams < 1 or not 1 <= scenario.total <= TOTAL_MAX or scenario.rate_per_s < 0:
@@ -183,8 +192,22 @@ def _check(parser: argparse.ArgumentParser, given: argparse.Namespace, scenarios
         parser.error("--proxy stands before an upstream: give it with --scenario relay")
     if is_relayed and (given.socket or given.expect_file) and given.scenario:
         parser.error("a relay starts its own daemon and knows what must arrive: without --socket and --expect-file")
+    if any(scenario.is_http for scenario in scenarios):
+        _check_http(parser, given, scenarios)
     if given.expect_file and given.no_check:
         parser.error("--expect-file and --no-check exclude each other")
+
+
+def _check_http(parser: argparse.ArgumentParser, given: argparse.Namespace, scenarios: tuple[Scenario, ...]) -> None:
+    if given.socket or given.pid or given.expect_file or given.no_check or given.tcp or given.both or given.plot:
+        parser.error(
+            "an HTTP scenario starts its own daemon, on TCP, and knows what must arrive: it goes without --socket, "
+            "--pid, --tcp, --both, --expect-file, --no-check and --plot"
+        )
+    if given.baseline not in {None, "none", FLOOR}:
+        parser.error("the baseline of an HTTP scenario is a plain FastAPI application, or 'none'")
+    if any(scenario.messages is None or scenario.messages < 1 for scenario in scenarios):
+        parser.error("--messages is at least 1: so many tokens are asked for")
 
 
 def parse(arguments: Sequence[str] | None = None) -> Options:
@@ -200,8 +223,7 @@ def parse(arguments: Sequence[str] | None = None) -> Options:
     _other_arguments(parser)
     given = parser.parse_args(arguments)
     scenario_name = _scenario_name(given)
-    every = [scenario for scenario in SCENARIOS.values() if not scenario.is_soak]
-    chosen = every if scenario_name == "all" else [SCENARIOS.get(scenario_name, CUSTOM)]
+    chosen = _chosen(scenario_name)
     scenarios = tuple(_adjusted(scenario, given) for scenario in chosen)
     _check(parser, given, scenarios)
     return Options(

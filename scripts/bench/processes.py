@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Sequence
+    from collections.abc import Callable, Generator, Mapping, Sequence
 
 _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 _START_TIMEOUT_S = 60.0  # a cold compile cache takes seconds
@@ -86,9 +86,9 @@ def is_accepting(path: str, socket_type: socket.SocketKind) -> bool:
     return True
 
 
-def _wait_until_ready(process: subprocess.Popen[bytes], path: str, socket_type: socket.SocketKind, log: Path) -> None:
+def _wait_until_ready(process: subprocess.Popen[bytes], is_ready: Callable[[], bool], log: Path) -> None:
     deadline = time.monotonic() + _START_TIMEOUT_S
-    while not is_accepting(path, socket_type):
+    while not is_ready():
         code = process.poll()
         if code is not None or time.monotonic() > deadline:
             what = f"exited with {code}" if code is not None else f"does not accept after {_START_TIMEOUT_S:g} s"
@@ -99,12 +99,21 @@ def _wait_until_ready(process: subprocess.Popen[bytes], path: str, socket_type: 
 @contextlib.contextmanager
 def running(command: Sequence[str], path: str, socket_type: socket.SocketKind) -> Generator[subprocess.Popen[bytes]]:
     """Start a server, wait until its socket accepts, and end it afterwards. RuntimeError with its words if it fails."""
+    with started(command, lambda: is_accepting(path, socket_type)) as process:
+        yield process
+
+
+@contextlib.contextmanager
+def started(
+    command: Sequence[str], is_ready: Callable[[], bool], environment: Mapping[str, str] | None = None
+) -> Generator[subprocess.Popen[bytes]]:
+    """The same of a server that is ready when `is_ready` says so, which is asked again and again."""
     with tempfile.TemporaryDirectory(prefix="bench-") as folder:
         log = Path(folder) / "output"
         with log.open("wb") as output:
-            process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=output)
+            process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=environment)
         try:
-            _wait_until_ready(process, path, socket_type, log)
+            _wait_until_ready(process, is_ready, log)
             yield process
         finally:
             if process.poll() is None:

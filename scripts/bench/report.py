@@ -55,6 +55,8 @@ def _fault_line(fault: dict[str, Any]) -> str:
         text += f", first wrong byte of the response at {fault['differs_at']}"
     if fault["error_number"]:
         text += f", errno {fault['error_number']}"
+    if fault.get("shown"):
+        text += f": {fault['shown']!r}"
     return text
 
 
@@ -109,6 +111,8 @@ def scenario_lines(result: dict[str, Any]) -> list[str]:
     for figure, ratio in result["ratios"].items():
         each = " ".join(f"{value:.3f}" for value in ratio["each"])
         lines.append(f"{figure.replace('_', ' ')}, daemon over baseline: median {ratio['median']:.3f} of {each}")
+    if "http" in result:
+        lines += http_lines(result)
     return lines + (relay_lines(result) if "relay" in result else [])
 
 
@@ -150,6 +154,29 @@ def relay_lines(result: dict[str, Any]) -> list[str]:
     return lines
 
 
+def http_lines(result: dict[str, Any]) -> list[str]:
+    """What is measured over HTTP alone, every round of it."""
+    lines = ["over HTTP:"]
+    for name, ready_s in result["http"]["ready_s"].items():
+        runs: list[dict[str, Any]] = [figures[name] for figures in result["rounds"]]
+        lines.append(f"  {name}: ready {ready_s:.2f} s after its start")
+        rates = [run["tokens_per_s"] for run in runs if run["tokens_per_s"]["count"]]
+        if rates:
+            cells = ", ".join(f"{rate['min']:,} {rate['p50']:,} {rate['max']:,}" for rate in rates)
+            lines.append(f"  {name}: tokens/s of a stream, min p50 max: {cells}")
+        for title, figure in (
+            ("CPU us per token", "cpu_us_per_message"),
+            ("CPU us per stream, all threads", "cpu_us_per_stream"),
+            ("CPU us per stream, main thread", "main_thread_us_per_stream"),
+        ):
+            each = " ".join(f"{run['server'][figure]:.3f}" for run in runs)
+            lines.append(f"  {name}: {title}: {each}")
+        if result["interval_ms"] and name == "daemon":
+            late = ", ".join(_milliseconds(run["late_ns_max"]) for run in runs)
+            lines.append(f"  {name}: the latest token of a stream came {late} ms late")
+    return lines
+
+
 def summary_lines(results: list[dict[str, Any]]) -> list[str]:
     """One line per scenario and kind of socket."""
     header = (
@@ -164,7 +191,7 @@ def summary_lines(results: list[dict[str, Any]]) -> list[str]:
         "late p99",
         "late max",
     )
-    widths = (12, 12, 8, 12, 11, 11, 10, 11, 11, 11)
+    widths = (15, 12, 8, 12, 11, 11, 10, 11, 11, 11)
     lines = ["".join(f"{title:>{width}}" for title, width in zip(header, widths, strict=True))]
     for result in results:
         run = median_run(result, "daemon")
@@ -174,8 +201,9 @@ def summary_lines(results: list[dict[str, Any]]) -> list[str]:
         cells += [f"{server[key]:.3f}" if server else "-" for key in ("cpu_us_per_message", "cpu_us_per_stream")]
         for key in ("cpu_us_per_message", "cpu_us_per_stream"):
             cells.append(f"{ratios[key]['median']:.3f}" if key in ratios else "-")
-        for metric, column in (("first_byte", "p50"), ("lateness", "p99"), ("lateness", "max")):
-            row = latencies[metric]
+        first = "first_token" if "http" in result else "first_byte"
+        for metric, column in ((first, "p50"), ("lateness", "p99"), ("lateness", "max")):
+            row = latencies.get(metric, {"count": 0})
             cells.append(_milliseconds(row[column]) if row["count"] else "-")
         lines.append("".join(f"{cell:>{width}}" for cell, width in zip(cells, widths, strict=True)))
     return lines
