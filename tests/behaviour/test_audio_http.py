@@ -362,7 +362,7 @@ def test_a_socket_goes_on_while_the_daemon_drains(kernel: str, tmp_path: Path) -
 # ---- keys, and a daemon without mel
 
 
-def test_keys_are_asked_for_in_either_way(kernel: str, tmp_path: Path) -> None:
+def test_keys_are_asked_for_in_every_way(kernel: str, tmp_path: Path) -> None:
     keys = tmp_path / "keys"
     keys.write_text(f"alice: {KEY}\n")
     keys.chmod(0o600)
@@ -389,6 +389,10 @@ def test_keys_are_asked_for_in_either_way(kernel: str, tmp_path: Path) -> None:
         assert np.abs(frames_of_blocks(given) - EXPECTED).max() < 2e-6
         headers = {"Authorization": f"Bearer {KEY}"}
         given = asked({}, additional_headers=headers)
+        assert np.abs(frames_of_blocks(given) - EXPECTED).max() < 2e-6
+        # As the page does: a browser can send no header, but names of protocols, of which one must be accepted.
+        bearer = "bearer." + base64.urlsafe_b64encode(KEY.encode()).decode().rstrip("=")
+        given = asked({}, subprotocols=["streaming-daemon", bearer])
         assert np.abs(frames_of_blocks(given) - EXPECTED).max() < 2e-6
     finally:
         assert daemon.stop() == 0

@@ -25,7 +25,7 @@ from daemon.control.http.audio_blocks import BlockError, Blocks
 from daemon.control.http.errors import ApiError, envelope
 from daemon.control.http.front import HttpFront, error_of
 from daemon.control.http.interface import StreamCut
-from daemon.control.http.middleware import caller_of
+from daemon.control.http.middleware import PROTOCOL, authorization_of, caller_of
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -86,7 +86,8 @@ class Audio:
 
     async def socket(self, socket: WebSocket) -> None:
         """Features of a WebSocket's binary messages. Whatever goes wrong is a text message, and a close."""
-        await socket.accept()
+        offered = socket.scope.get("subprotocols", ())
+        await socket.accept(PROTOCOL if PROTOCOL in offered else None)
         try:
             try:
                 stream = await self._open(socket)
@@ -123,11 +124,11 @@ class Audio:
             raise ApiError(403, "origin_refused", "pages of this origin may not ask: http.cors_origins names those")
 
     def _caller(self, scope: Scope, key: object) -> Caller:
-        """Who asks: by the handshake's header, or by a key in the first message. Raises ApiError 401."""
+        """Who asks: by the handshake, or by a key in the first message. Raises ApiError 401."""
         caller = caller_of(scope)
         if self._keys is None:
             return caller
-        header = _headers(scope, frozenset()).get("authorization")
+        header = authorization_of(scope)
         if header is None and isinstance(key, str):
             header = f"Bearer {key}"
         return caller._replace(user=self._keys.user(header))

@@ -131,11 +131,11 @@ class Guard:
         path = scope["path"]
         if self._keys is None or path in self._exempt or path.startswith(self._exempt_prefixes):
             return
-        user = self._keys.user(_authorization_of(scope))
+        user = self._keys.user(authorization_of(scope))
         scope[CALLER] = caller_of(scope)._replace(user=user)
 
 
-def _authorization_of(scope: Scope) -> str | None:
+def authorization_of(scope: Scope) -> str | None:
     """The header; of a WebSocket without one, what its protocols say.
 
     A browser can send no header with a WebSocket, but names of protocols: `bearer.` and the key in base64url is one.
