@@ -22,9 +22,11 @@ import threading
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
+import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from daemon.control.http.lingering import LingeringTransport
+from daemon.control.http.request_head import BodyListener, body_head, fault_of, fault_of_websocket, has_body
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -127,6 +129,7 @@ class RequestProtocol(HttpToolsProtocol):
         self._is_head_complete = False
         self._head_deadline: asyncio.TimerHandle | None = None
         self._is_skipping = False
+        self._is_body_missed = False  # the parser thinks that what follows the head is another protocol's
         self._body_left: int | None = None  # of the body's bytes, where its head gave their number
         self.successor: asyncio.Protocol | None = None  # a WebSocket's protocol, once it has taken over
 
@@ -206,6 +209,8 @@ class RequestProtocol(HttpToolsProtocol):
             return
         if self._exchange is None:
             return
+        if self._is_body_missed:
+            self._find_body()
         self._held = rest
         if rest or self.cycle.more_body:
             self.flow.pause_reading()
@@ -215,6 +220,14 @@ class RequestProtocol(HttpToolsProtocol):
         self._is_head_complete = True
         if self._exchange is not None:
             self._skip()
+            return
+        version = self.parser.get_http_version()
+        fault = fault_of(version, self.headers)
+        if fault is None and self.parser.should_upgrade() and self._should_upgrade():
+            fault = fault_of_websocket(self.parser.get_method(), version, self.headers)
+        if fault is not None:
+            self._is_skipping = True
+            self.refuse(*fault)
             return
         earlier = self.cycle
         super().on_headers_complete()
@@ -230,6 +243,17 @@ class RequestProtocol(HttpToolsProtocol):
         self._exchange = exchange
         length = next((value for name, value in self.headers if name == b"content-length"), None)
         self._body_left = None if length is None else int(length)
+        self._is_body_missed = bool(self.parser.should_upgrade()) and has_body(self.headers)
+
+    def _find_body(self) -> None:
+        """The client offered another protocol, which is not taken up, and sent a body: one of HTTP, as it is told.
+
+        The parser would read it as the next request, so another takes its place; the connection ends with the response.
+        """
+        self._is_body_missed = False
+        self.cycle.keep_alive = False
+        self.parser = httptools.HttpRequestParser(BodyListener(self.on_body, self.on_message_complete))
+        self.parser.feed_data(body_head(self.headers))
 
     def _skip(self) -> None:
         """A request came in one piece with the chunked body before it, so that it was parsed before its turn.
@@ -247,7 +271,7 @@ class RequestProtocol(HttpToolsProtocol):
 
     def on_message_complete(self) -> None:
         """The request is whole."""
-        if not self._is_skipping:
+        if not self._is_skipping and not self._is_body_missed:
             super().on_message_complete()
 
     def on_response_complete(self) -> None:
@@ -336,6 +360,8 @@ class RequestProtocol(HttpToolsProtocol):
 
     def handle_websocket_upgrade(self) -> None:
         """The connection becomes a WebSocket's, which closes it in its own way."""
+        if self._is_skipping:
+            return  # it was refused
         self._head_arrived()
         inner = self.transport = cast("LingeringTransport", self.transport).inner
         front = inner.get_protocol()

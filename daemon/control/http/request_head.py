@@ -1,0 +1,62 @@
+"""What of a request's head httptools lets through and a server must not: pure, and nothing here knows the daemon.
+
+Each rule is RFC 9112's. What two servers on a request's way could read in two ways is refused, and never repaired.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+
+class Fault(NamedTuple):
+    """Why a request is refused, and with which status."""
+
+    status: int
+    message: str
+
+
+def fault_of(version: str, headers: Sequence[tuple[bytes, bytes]]) -> Fault | None:
+    """What is wrong with a head that could be parsed. Names of headers are in lower case."""
+    if version not in {"1.0", "1.1"}:
+        return Fault(505, "HTTP/1.1 and HTTP/1.0 are spoken here")
+    host_count = sum(name == b"host" for name, _ in headers)
+    if host_count > 1 or (host_count == 0 and version == "1.1"):
+        return Fault(400, "a request has one Host header")
+    codings = [value.strip().lower() for name, value in headers if name == b"transfer-encoding"]
+    if codings and version == "1.0":
+        return Fault(400, "HTTP/1.0 has no Transfer-Encoding: send a Content-Length")
+    if codings and codings != [b"chunked"]:
+        return Fault(400, "Transfer-Encoding must be chunked, and nothing besides")
+    return None
+
+
+def fault_of_websocket(method: bytes, version: str, headers: Sequence[tuple[bytes, bytes]]) -> Fault | None:
+    """The same, where it asks for a WebSocket (RFC 6455, 4.1)."""
+    if method != b"GET" or version != "1.1" or has_body(headers):
+        return Fault(400, "a WebSocket begins with a GET of HTTP/1.1 that has no body")
+    return None
+
+
+def has_body(headers: Sequence[tuple[bytes, bytes]]) -> bool:
+    """Whether a body follows a head without a fault."""
+    return any(
+        name == b"transfer-encoding" or (name == b"content-length" and int(value) > 0) for name, value in headers
+    )
+
+
+def body_head(headers: Sequence[tuple[bytes, bytes]]) -> bytes:
+    """A head that is followed by the same body, and says nothing else."""
+    framing = [b"%b: %b\r\n" % one for one in headers if one[0] in {b"transfer-encoding", b"content-length"}]
+    return b"POST / HTTP/1.1\r\n" + b"".join(framing) + b"\r\n"
+
+
+class BodyListener:
+    """Hears of a body from a parser, and of nothing else."""
+
+    def __init__(self, on_body: Callable[[bytes], None], on_message_complete: Callable[[], None]) -> None:
+        """What the parser calls."""
+        self.on_body = on_body
+        self.on_message_complete = on_message_complete
