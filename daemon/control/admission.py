@@ -246,7 +246,7 @@ class Admission:
     def _admit_adopted(self, stream: Stream, adoption: Adoption) -> None:
         entry = adoption.entry
         self._entry_count -= 1
-        stream.adoption = adoption
+        stream.lines, stream.ended = adoption.lines, adoption.ended
         stream.backend, stream.style, stream.head = entry.name, entry.style, adoption.head
         stream.user, stream.has_body = entry.user, entry.has_body
         slot, generation = stream.slot, stream.generation
@@ -401,7 +401,7 @@ class Admission:
 
     def _started(self, stream: Stream) -> None:
         self._streams[stream.slot] = stream
-        if stream.user is not None and stream.adoption is None:  # of the front's it was done when they were let in
+        if stream.user is not None and stream.lines is None:  # of the front's it was done when they were let in
             self._gate.users.hold(stream.user)
         self._observer.stream_started(stream.backend)
 
@@ -451,8 +451,8 @@ class Admission:
             self._relays.ended(stream, record)
         if stream.has_body:
             self._body_count -= 1
-        if stream.adoption is not None and stream.adoption.ended is not None:
-            stream.adoption.ended(reason)
+        if stream.ended is not None:
+            stream.ended(reason)
         self._observer.stream_ended(stream.backend, reason)
 
     def settle(self, last_events: Callable[[Stream], tuple[EventRecord, EventRecord]]) -> None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from backends.interface import Format
-    from daemon.control.adoption import Adoption
     from daemon.control.relays import Relayed
     from daemon.control.workers import Job
 
@@ -42,12 +43,13 @@ class Stream:
 
     __slots__ = (
         "accepted_ns",
-        "adoption",
         "backend",
+        "ended",
         "generation",
         "has_body",
         "head",
         "job",
+        "lines",
         "relayed",
         "slot",
         "style",
@@ -65,10 +67,7 @@ class Stream:
         self.head: bytes | None = None  # None is the standard head
         self.job: Job | None = None
         self.relayed: Relayed | None = None
-        self.adoption: Adoption | None = None
+        # Of an adoption only what is needed later: its request would weigh more than all else that is kept of a stream.
+        self.lines: bytes | None = None  # header lines for whole responses; None for a handoff
+        self.ended: Callable[[int], None] | None = None  # called with the reason
         self.has_body = False
-
-    @property
-    def lines(self) -> bytes | None:
-        """Header lines for whole responses, where the HTTP front asked; None for a handoff."""
-        return None if self.adoption is None else self.adoption.lines
