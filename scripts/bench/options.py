@@ -208,6 +208,8 @@ def _check_http(parser: argparse.ArgumentParser, given: argparse.Namespace, scen
         parser.error("the baseline of an HTTP scenario is a plain FastAPI application, or 'none'")
     if any(scenario.messages is None or scenario.messages < 1 for scenario in scenarios):
         parser.error("--messages is at least 1: so many tokens are asked for")
+    if any(scenario.interval_ms > 1000 for scenario in scenarios):
+        parser.error("--interval-ms is at most 1000 over HTTP: the daemon's rate is a whole number of tokens a second")
 
 
 def parse(arguments: Sequence[str] | None = None) -> Options:
