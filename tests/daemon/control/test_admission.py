@@ -8,6 +8,7 @@ import json
 import os
 import socket
 import threading
+import weakref
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -536,6 +537,26 @@ def test_an_adopted_socket_gets_what_the_plane_makes(desk: Callable[..., Desk]) 
     assert (opened.source, opened.flags, opened.head_bytes) == (m.SOURCE_PACED, m.CHUNKED, len(head))
     assert opened.payload.startswith(b"7" + head)
     assert b"Prompt: Hi" in opened.payload
+    one.end(reason=st.COMPLETE)
+
+
+class Noticed(Request):
+    """A request whose end can be seen."""
+
+
+def test_nothing_of_a_request_is_kept_while_the_plane_streams(desk: Callable[..., Desk]) -> None:
+    one = desk()
+    request = Noticed(Fields(prompt="Hi"))
+    seen = weakref.ref(request)
+    entry = one.admission.admit("mock", request)
+    one.admission.adopt(one.client.fileno(), Adoption(entry, b"HTTP/1.1 200 OK\r\n\r\n"))
+    del request, entry
+    one.admission.flush()
+    (adopt,) = one.channels.commands()
+    assert seen() is not None, "it may still be abandoned"
+    one.hand_over(b"", flags=m.ADOPTED, count=adopt.cookie)
+    assert seen() is None
+    assert one.admission.active_count == 1
     one.end(reason=st.COMPLETE)
 
 
