@@ -114,10 +114,18 @@ class HttpServer:
                 EXIT_CONFIGURATION,
             )
         port = address.port
+        # A handshake is as much of a wait as a head, and asyncio would wait for a minute.
+        wait_s = self._bounds.head_timeout_s if self._config.is_ssl else None
         try:
             for place in places:
                 server = await loop.create_server(
-                    self._protocol, place, port, ssl=self._config.ssl, backlog=settings.backlog
+                    self._protocol,
+                    place,
+                    port,
+                    ssl=self._config.ssl,
+                    backlog=settings.backlog,
+                    ssl_handshake_timeout=wait_s,
+                    ssl_shutdown_timeout=wait_s,
                 )
                 self._servers.append(server)
                 port = server.sockets[0].getsockname()[1]  # 0 was asked for: the second place gets the same
