@@ -50,7 +50,7 @@ TOKENS = ["The", " quick", " brown"]
 BEGUN = openai_stream(TOKENS, finish=None, done=False)
 ROLE = delta(role="assistant", content="")
 QUICK_MS = 400
-LATE_S_MAX = 1.5
+LATE_S_MAX = 4.0
 SHORT_LIMITS = {
     "connect_timeout_ms": QUICK_MS,
     "head_timeout_ms": QUICK_MS,

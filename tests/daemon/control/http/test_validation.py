@@ -55,7 +55,7 @@ def chat_refusal(**fields: object) -> ApiError:
         (b"{'a':1}", "malformed"),
         (b'{"a":1,}', "malformed"),
         (b"[" * 100_000, "nested too deeply"),
-        (b'{"a":' + b"[" * 5000 + b"]" * 5000 + b"}", "nested too deeply"),
+        (b'{"a":' + b"[" * 100_000 + b"]" * 100_000 + b"}", "nested too deeply"),
     ],
 )
 def test_what_is_not_json(raw: bytes, said: str) -> None:
