@@ -14,11 +14,10 @@ from selenium.webdriver.support.ui import WebDriverWait
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
     from selenium.webdriver import Chrome
     from selenium.webdriver.remote.webelement import WebElement
-
-    from tests.page.stage import Stage
 
 WAIT_SECONDS_MAX = 20.0
 NOTHING = "\N{EN DASH}"  # where there is no number
@@ -27,15 +26,15 @@ NOTHING = "\N{EN DASH}"  # where there is no number
 class Reader:
     """Reads and operates the page as a person does, with mouse or keyboard."""
 
-    def __init__(self, browser: Chrome, stage: Stage) -> None:
+    def __init__(self, browser: Chrome, url: str) -> None:
         self.browser = browser
-        self.stage = stage
+        self.url = url
         self._expected: list[str] = []
 
     def open(self, part: str = "chat") -> None:
         self.leave()
         self.console()  # what an earlier page said is gone with it
-        self.browser.get(f"{self.stage.url}#{part}")
+        self.browser.get(f"{self.url}#{part}")
         self.wait(lambda: self.can_choose_a_model or self.find("key-dialog").is_displayed())
 
     def leave(self) -> None:
@@ -86,6 +85,11 @@ class Reader:
         """The key itself: to a file's field selenium would send it as a name."""
         ActionChains(self.browser).send_keys(Keys.TAB).perform()
 
+    def give_key(self, key: str) -> None:
+        """To the dialog that asks for it, or is about to."""
+        self.wait(lambda: self.find("key-dialog").is_displayed() and self.focused == "key")
+        self.find("key").send_keys(Keys.CONTROL, "a", Keys.NULL, key, Keys.ENTER)
+
     # ---- the chat
 
     def ask(self, question: str) -> None:
@@ -96,6 +100,10 @@ class Reader:
         self.ask(question)
         self.wait(lambda: self.outcome is not None)
         return self.outcome
+
+    def allow_tokens(self, count: int) -> None:
+        """To the answers that follow: of test-model they have so many."""
+        self.run("const f = document.getElementById('max-tokens'); f.value = arguments[0]", count)
 
     @property
     def outcome(self) -> str | None:
@@ -125,6 +133,25 @@ class Reader:
     def announced(self) -> str:
         return str(self.find("chat-status").get_property("textContent"))
 
+    # ---- the mel tab
+
+    def choose_file(self, path: Path) -> None:
+        self.find("mel-file").send_keys(str(path))
+
+    def send_file(self, path: Path) -> str:
+        """The state it ended in."""
+        self.choose_file(path)
+        self.wait(lambda: self.mel_state in {"done", "failed", "stopped"})
+        return self.mel_state
+
+    @property
+    def mel_state(self) -> str:
+        return str(self.find("mel-status").get_attribute("data-state"))
+
+    @property
+    def mel_said(self) -> str:
+        return self.find("mel-status").text
+
     # ---- JavaScript of one of the page's modules
 
     def module(self, name: str, script: str, *arguments: object) -> Any:  # noqa: ANN401  (whatever it returns)
@@ -137,7 +164,7 @@ class Reader:
               .then((value) => done([true, value ?? null]))
               .catch((problem) => done([false, String(problem.stack ?? problem)]));
             """,
-            f"{self.stage.url}static/{name}",
+            f"{self.url}static/{name}",
             arguments,
         )
         assert done, value

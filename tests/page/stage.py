@@ -1,7 +1,6 @@
 """The front's own application with scripted streams behind it, so that they can misbehave as no daemon does.
 
-The questions of the chat are its stage directions: `many 500`, `cut`, `status 429`, ... (see `SCRIPTS`). The audio goes
-through the real backend of mel features.
+The questions of the chat are its stage directions: `cut`, `status 429`, ... (see `SCRIPTS`).
 """
 
 from __future__ import annotations
@@ -9,9 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import queue
 import re
-import tempfile
 import threading
 import time
 from contextlib import contextmanager
@@ -20,17 +17,11 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
 import uvicorn
-from starlette.concurrency import iterate_in_threadpool
 from starlette.responses import Response, StreamingResponse
-from starlette.routing import WebSocketRoute
-from starlette.websockets import WebSocketDisconnect
 
-from backends.interface import BackendError, Fields, Request
-from backends.mel.backend import Mel
+from backends.interface import Request
 from daemon.control.http.application import Options, build
 from daemon.control.http.errors import ApiError
-from daemon.control.http.keys import Keys
-from daemon.control.http.middleware import PROTOCOL
 from daemon.control.http.routing import Router, Served, UpstreamModels
 from daemon.control.monitoring import Answer, json_answer
 from tests.apache.environment import free_port
@@ -39,17 +30,14 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Generator, Iterator, Mapping
 
     from fastapi import FastAPI
-    from starlette.requests import Request as HttpRequest
-    from starlette.types import ASGIApp, Receive, Scope, Send
-    from starlette.websockets import WebSocket
 
     from daemon.control.http.interface import Ticket
+    from daemon.control.monitoring import Page
 
 MODEL = "stage-1"
 START_SECONDS_MAX = 20.0
 STOP_SECONDS_MAX = 10.0
 PACE_S = 0.005
-KEY = "open-sesame"
 
 
 @dataclass
@@ -57,14 +45,8 @@ class Stage:
     """What the server is to do, and what it was asked. Tests change it; a field is written as a whole."""
 
     port: int = 0
-    wants_key: bool = False
-    has_mel: bool = True
     is_ready: bool = True
-    streams_active: int = 0
     asked: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
-    audio_asked: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
-    cancelled_count: int = 0
-    metrics_count: int = 0
 
     @property
     def url(self) -> str:
@@ -156,14 +138,6 @@ async def in_pieces(question: str) -> AsyncIterator[bytes]:
         await asyncio.sleep(0)
 
 
-async def many(question: str) -> AsyncIterator[bytes]:
-    count = int(question.split()[1])
-    for start in range(0, count, 100):
-        texts = [f"t{number} " + "\n" * (number % 40 == 39) for number in range(start, min(start + 100, count))]
-        yield b"".join(event(chunk({"content": text})) for text in texts)
-    yield ending(count)
-
-
 async def markup(question: str) -> AsyncIterator[bytes]:
     del question
     yield event(chunk({"content": "<img src=x onerror=\"document.title='taken'\"><b>bold</b> & so on"}))
@@ -203,7 +177,6 @@ SCRIPTS = {
     "cut": cut,
     "ended": ended,
     "pieces": in_pieces,
-    "many": many,
     "markup": markup,
     "reason": reasoned,
     "Why can a daemon": explained,
@@ -241,125 +214,11 @@ class StageFront:
         assert isinstance(ticket, Played)
         question = ticket.question
         script = next((play for name, play in SCRIPTS.items() if re.match(rf"{name}\b", question)), answered)
-        try:
-            async for piece in script(question):
-                yield piece
-        except asyncio.CancelledError:
-            self._stage.cancelled_count += 1
-            raise
-
-
-# ---- the audio
-
-
-def mel_request(options: dict[str, Any], body: Iterator[bytes], headers: Mapping[str, str]) -> Request:
-    request = Request(Fields(), json.dumps({"options": options}).encode(), headers)
-    request.body = body
-    return request
-
-
-def options_of(query: Mapping[str, str]) -> dict[str, Any]:
-    numbers = {"bins", "sample_rate", "channels"}
-    return {name: int(value) if name in numbers else value for name, value in query.items()}
-
-
-async def audio_stream(request: HttpRequest) -> Response:
-    stage: Stage = request.app.state.stage
-    if not stage.has_mel:
-        raise ApiError(501, "mel_disabled", "the backend mel is not enabled here")
-    options = options_of(request.query_params)
-    body = await request.body()
-    stage.audio_asked.append({"way": "body", "bytes": len(body), **options})
-    mel: Mel = request.app.state.mel
-    pieces = mel.chunks(mel_request(options, iter([body] if body else []), dict(request.headers)))
-    try:
-        first = next(pieces)
-    except BackendError as problem:
-        raise ApiError(problem.status, None, str(problem)) from problem
-    return StreamingResponse(with_first(first, pieces), media_type="application/octet-stream")
-
-
-async def with_first(first: bytes, rest: Iterator[bytes]) -> AsyncIterator[bytes]:
-    yield first
-    async for piece in iterate_in_threadpool(rest):
-        yield piece
-        await asyncio.sleep(PACE_S)
-
-
-async def audio_socket(socket: WebSocket) -> None:
-    stage: Stage = socket.app.state.stage
-    if not stage.has_mel:
-        await socket.close()
-        return
-    await socket.accept(PROTOCOL if PROTOCOL in socket.scope["subprotocols"] else None)
-    options: dict[str, Any] = json.loads(await socket.receive_text())
-    stage.audio_asked.append({"way": "socket", **options})
-    options["sample_format"] = options.pop("format")
-    arrived: queue.Queue[bytes] = queue.Queue(64)
-    request = mel_request({**options, "format": "binary"}, iter(arrived.get, b""), {})
-    mel: Mel = socket.app.state.mel
-
-    async def send() -> None:
-        try:
-            async for piece in iterate_in_threadpool(mel.chunks(request)):
-                await socket.send_bytes(piece)
-        except BackendError as problem:
-            await socket.send_json({"error": {"message": str(problem), "code": None}})
-
-    sending = asyncio.create_task(send())
-    try:
-        message: dict[str, Any] = dict(await socket.receive())
-        while message.get("bytes") is not None:
-            await asyncio.to_thread(arrived.put, message["bytes"])
-            message = dict(await socket.receive())
-    except WebSocketDisconnect:
-        message = {}
-    await asyncio.to_thread(arrived.put, b"")
-    if message.get("text") is None:
-        sending.cancel()
-        return
-    await sending
-    await socket.close()
+        async for piece in script(question):
+            yield piece
 
 
 # ---- the rest
-
-
-METRICS = """\
-# HELP streaming_daemon_connections_active Streams that are open.
-# TYPE streaming_daemon_connections_active gauge
-streaming_daemon_connections_active {active}
-streaming_daemon_connections_peak 12.0
-streaming_daemon_connections_max 10000.0
-streaming_daemon_slots_used {active}
-streaming_daemon_queue_length 0.0
-streaming_daemon_upstream_connections_idle 3.0
-streaming_daemon_info{{kernel="io_uring",version="0.1.0",backend="openai",quoted="a \\"b\\" \\\\ c"}} 1.0
-streaming_daemon_tokens_total {tokens}
-streaming_daemon_messages_total {tokens}
-streaming_daemon_accepted_total {streams}
-streaming_daemon_streams_ended_total{{reason="complete"}} {streams}
-streaming_daemon_streams_ended_total{{reason="upstream_cut"}} {errors}
-streaming_daemon_streams_ended_total{{reason="refused"}} 1.0
-streaming_daemon_handoffs_rejected_total{{reason="too_many_streams"}} 1.0
-streaming_daemon_upstream_streams_active{{upstream="vllm-a"}} {active}
-streaming_daemon_upstream_breaker_state{{upstream="vllm-a",state="closed"}} 1.0
-streaming_daemon_upstream_breaker_state{{upstream="vllm-a",state="half_open"}} 0.0
-gen_ai_server_time_to_first_token_seconds_bucket{{upstream="vllm-a",le="0.01"}} 0.0
-gen_ai_server_time_to_first_token_seconds_bucket{{upstream="vllm-a",le="0.02"}} {streams}
-gen_ai_server_time_to_first_token_seconds_bucket{{upstream="vllm-a",le="+Inf"}} {streams}
-process_resident_memory_bytes 1.47e+08
-process_start_time_seconds {started}
-"""
-
-
-def metrics(stage: Stage) -> Answer:
-    """A daemon that has sent 500 tokens, 10 streams and one error more each time it is asked."""
-    stage.metrics_count += 1
-    count = stage.metrics_count
-    values = {"tokens": 500 * count, "streams": 10 * count, "errors": count, "started": time.time() - 3700}
-    text = METRICS.format(active=stage.streams_active, **values)
-    return Answer(HTTPStatus.OK, text.encode(), "text/plain; version=0.0.4; charset=utf-8")
 
 
 def ready(stage: Stage) -> Answer:
@@ -368,37 +227,11 @@ def ready(stage: Stage) -> Answer:
     return json_answer(HTTPStatus.SERVICE_UNAVAILABLE, {"status": "not ready", "reason": "draining"})
 
 
-def application(stage: Stage, mel: Mel, keys: Keys | None) -> FastAPI:
+def application(stage: Stage) -> FastAPI:
     """The front's own application, before a front of ours."""
     models = UpstreamModels("stage", (MODEL, "stage-2-large"))
-    app = build(
-        StageFront(stage),
-        Options(
-            router=Router(Served(frozenset({"openai"}), (models,))),
-            pages={"/metrics": lambda _accept: metrics(stage), "/ready": lambda _accept: ready(stage)},
-            keys=keys,
-        ),
-    )
-    app.add_route("/audio/stream", audio_stream, methods=["POST"])
-    app.router.routes.append(WebSocketRoute("/audio/ws", audio_socket))
-    app.state.stage = stage
-    app.state.mel = mel
-    return app
-
-
-def switching(stage: Stage) -> ASGIApp:
-    """With keys or without, as a test has it."""
-    mel = Mel({"enabled": True})
-    with tempfile.NamedTemporaryFile("w") as file:
-        file.write(f"reader: {KEY}\n")
-        file.flush()
-        keys = Keys(file.name)
-    guarded, free = application(stage, mel, keys), application(stage, mel, None)
-
-    async def app(scope: Scope, receive: Receive, send: Send) -> None:
-        await (guarded if stage.wants_key else free)(scope, receive, send)
-
-    return app
+    pages: dict[str, Page] = {"/ready": lambda _accept: ready(stage)}
+    return build(StageFront(stage), Options(router=Router(Served(frozenset({"openai"}), (models,))), pages=pages))
 
 
 @contextmanager
@@ -407,12 +240,7 @@ def running_stage() -> Generator[Stage]:
     stage = Stage(free_port())
     server = uvicorn.Server(
         uvicorn.Config(
-            switching(stage),
-            port=stage.port,
-            log_level="critical",
-            lifespan="off",
-            ws="websockets-sansio",
-            timeout_graceful_shutdown=1,
+            application(stage), port=stage.port, log_level="critical", lifespan="off", timeout_graceful_shutdown=1
         )
     )
     thread = threading.Thread(target=server.run, name="stage")

@@ -1,15 +1,15 @@
-"""The page before the daemon itself, which relays from the stage."""
+"""The page before a daemon that relays from the stage and has no mel features."""
 
 from __future__ import annotations
 
-import socket
 from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.apache.environment import DAEMON_START_SECONDS_MAX, free_port, running_daemon, wait_for_listener
-from tests.page.reader import Reader
+from tests.behaviour.daemon_process import Daemon
+from tests.page.conftest import reading, running, url_of
 from tests.page.stage import EXPLANATION, MODEL, Stage
+from tests.page.test_mel import write_tone
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -17,25 +17,34 @@ if TYPE_CHECKING:
 
     from selenium.webdriver import Chrome
 
+    from tests.page.reader import Reader
+
 pytestmark = pytest.mark.browser
+
+CONFIGURATION = """
+[server]
+backend = "openai"
+data_dir = "{folder}"
+[http]
+listen = "127.0.0.1:0"
+[backend.openai]
+api_base = "{url}"
+model = "{model}"
+"""
+
+
+@pytest.fixture(scope="module")
+def relaying(running_script: Stage, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
+    folder = tmp_path_factory.mktemp("relaying")
+    configuration = CONFIGURATION.format(folder=folder, url=running_script.url.rstrip("/"), model=MODEL)
+    with running(Daemon(folder, "auto", configuration=configuration)) as started:
+        yield started
 
 
 @pytest.fixture
-def relayed(browser: Chrome, stage: Stage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Reader]:
-    monkeypatch.setenv("OPENAI_API_BASE", stage.url.rstrip("/"))
-    monkeypatch.setenv("OPENAI_MODEL", MODEL)
-    front = Stage(free_port())
-    path = tmp_path / "d.sock"
-    with running_daemon(path, "--backend", "openai", "--http", f"127.0.0.1:{front.port}") as daemon:
-        # The socket of handoffs listens first: what comes to it waits there, and what comes over HTTP would be refused.
-        address, log = ("127.0.0.1", front.port), path.with_suffix(".log")
-        wait_for_listener(socket.AF_INET, socket.SOCK_STREAM, address, daemon, log, DAEMON_START_SECONDS_MAX)
-        reader = Reader(browser, front)
-        reader.open()
-        yield reader
-        reader.leave()
-        unexpected = reader.console()
-    assert not unexpected, unexpected
+def relayed(browser: Chrome, relaying: Daemon) -> Iterator[Reader]:
+    with reading(browser, url_of(relaying)) as opened:
+        yield opened
 
 
 def test_a_relayed_answer_and_what_the_daemon_counted_of_it(relayed: Reader) -> None:
@@ -48,3 +57,19 @@ def test_a_relayed_answer_and_what_the_daemon_counted_of_it(relayed: Reader) -> 
     relayed.wait(lambda: "complete 0 1" in " ".join(relayed.find("reasons").text.split()))
     assert "io_uring" in relayed.find("information").text or "epoll" in relayed.find("information").text
     assert relayed.find("server-state").text == "Ready"
+    cells = relayed.run(
+        "return [...document.querySelectorAll('#upstreams td, #upstreams th')].map((e) => e.textContent)"
+    )
+    assert cells[1:] == ["0", "closed", "0"]
+
+
+def test_where_mel_is_off_the_page_says_how_to_have_it(relayed: Reader, tmp_path: Path) -> None:
+    relayed.press("tab-mel")
+    relayed.expect_in_console("status of 501")
+    assert relayed.send_file(write_tone(tmp_path / "tone.wav", 1.0)) == "failed"
+    assert relayed.mel_said.startswith("501: mel features are not enabled here: backend.mel.enabled = true does it")
+    assert "MEL_ENABLED=1" in relayed.mel_said
+    said = relayed.mel_said
+    relayed.press("mel-microphone")
+    relayed.wait(lambda: relayed.mel_state == "failed")
+    assert relayed.mel_said == said.removeprefix("501: ")

@@ -75,6 +75,14 @@ export async function request(path, { asksForKey = true, headers = {}, ...option
   }
 }
 
+/**
+ * Resolves once the server takes this page's key, or wants none: for what cannot be asked for one itself, as a WebSocket.
+ * Rejects as `request` does.
+ */
+export async function settleKey() {
+  await request("v1/models");
+}
+
 /** What a response that is no success says. */
 export async function errorOf(response) {
   let text = "";
@@ -110,7 +118,8 @@ export function messageOf(text) {
   return (typeof message === "string" ? message : text).slice(0, ERROR_CHARACTERS_MAX);
 }
 
-function codeOf(text) {
+/** The code in OpenAI's envelope, or null. */
+export function codeOf(text) {
   return parsed(text)?.error?.code ?? null;
 }
 

@@ -1,13 +1,13 @@
 /** The WebSocket /audio/ws: audio goes up in binary messages while features come down in others. */
 
-import { ApiError, key, messageOf, request } from "./api.js";
-import { MelError } from "./mel-blocks.js";
+import { ApiError, codeOf, key, messageOf } from "./api.js";
 
 const WAITING_BYTES_MAX = 1 << 20; // sent by the page, not yet by the browser
 const POLL_MS = 10;
 /** What a browser can send with a WebSocket instead of a header: the names of protocols, one of which is the key. */
 const PROTOCOL = "streaming-daemon";
 const KEY_PREFIX = "bearer.";
+const NOT_ACCEPTED = "The server did not accept a WebSocket. A proxy before it may have to be told to pass them on.";
 
 export class AudioSocket {
   #socket = null;
@@ -17,36 +17,27 @@ export class AudioSocket {
   /** `onBytes(Uint8Array)` gets each binary message; what it throws ends the connection, and `over` rejects with it. */
   constructor(onBytes) {
     this.#onBytes = onBytes;
-    /** Resolves when the connection has ended, rejects with MelError or ApiError. Whether it was whole the blocks say. */
+    /** Resolves when the connection has ended, rejects with ApiError or what `onBytes` threw. Whether it was whole the blocks say. */
     this.over = new Promise((resolve, reject) => {
       this.#settle = { resolve, reject };
     });
     this.over.catch(() => undefined); // it may end before somebody waits for it
   }
 
-  /** Connects and says what follows. Rejects with ApiError where the server does not want it. */
+  /** Connects and says what follows; the key must be right already (`settleKey`). Rejects with ApiError where it fails. */
   async open(parameters) {
     const address = new URL("audio/ws", document.baseURI);
     address.protocol = address.protocol.replace("http", "ws");
-    for (;;) {
-      const secret = key();
-      this.#socket = new WebSocket(address, protocolsFor(secret));
-      if (await opens(this.#socket)) {
-        break;
-      }
-      const refusal = await refusalOf();
-      if (key() === secret) {
-        this.#settle.reject(refusal);
-        throw refusal;
-      } // otherwise it was the key that was missing, and now there is another
+    this.#socket = new WebSocket(address, protocolsFor(key()));
+    if (!(await opens(this.#socket))) {
+      const refusal = new ApiError(0, NOT_ACCEPTED); // browsers do not say why
+      this.#settle.reject(refusal);
+      throw refusal;
     }
     const socket = this.#socket;
     socket.binaryType = "arraybuffer";
     socket.onmessage = ({ data }) => this.#take(data);
-    socket.onclose = ({ reason }) => {
-      this.closeReason = reason;
-      this.#settle.resolve();
-    };
+    socket.onclose = () => this.#settle.resolve();
     socket.send(JSON.stringify(parameters));
   }
 
@@ -58,7 +49,7 @@ export class AudioSocket {
       }
       const message = JSON.parse(data);
       if (message.error) {
-        throw new MelError(messageOf(data));
+        throw new ApiError(0, messageOf(data), { code: codeOf(data) });
       }
     } catch (problem) {
       this.#settle.reject(problem);
@@ -112,16 +103,4 @@ function protocolsFor(secret) {
   }
   const encoded = btoa(secret).replaceAll("+", "-").replaceAll("/", "_").replaceAll("=", "");
   return [PROTOCOL, KEY_PREFIX + encoded];
-}
-
-/** Why a WebSocket was refused. Browsers do not say; the same place without one does. */
-async function refusalOf() {
-  try {
-    await request("audio/stream?format=binary", { method: "POST", body: new Blob([]) });
-  } catch (problem) {
-    if (problem instanceof ApiError && problem.status !== 400) {
-      return problem;
-    }
-  }
-  return new ApiError(0, "The server did not accept a WebSocket.");
 }

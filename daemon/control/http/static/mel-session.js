@@ -1,6 +1,6 @@
 /** One stream of mel features: audio goes out, frames come in, both are timed. Nothing here knows the page. */
 
-import { BodyCut, readBody, request } from "./api.js";
+import { BodyCut, readBody, request, settleKey } from "./api.js";
 import { AudioSocket } from "./audio-socket.js";
 import { BlockParser, MelError } from "./mel-blocks.js";
 import { Microphone, MicrophoneError } from "./microphone.js";
@@ -69,10 +69,13 @@ export class MelSession {
     this.audioSeconds = sample.seconds;
     signal.throwIfAborted();
     try {
-      this.startedAt = performance.now();
       if (body.size <= BODY_BYTES_MAX) {
+        this.startedAt = performance.now();
         await this.#post(body, sample, signal);
       } else {
+        await settleKey();
+        signal.throwIfAborted();
+        this.startedAt = performance.now();
         await this.#sendOverSocket(body, sample, signal);
       }
       if (!this.#parser.hasEnded) {
@@ -139,6 +142,7 @@ export class MelSession {
       this.#stopMicrophone = resolve;
     });
     try {
+      await settleKey();
       let rate = 0;
       rate = await microphone.open((buffer) => {
         if (rate === 0) {

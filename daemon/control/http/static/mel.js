@@ -8,8 +8,7 @@ import { MicrophoneError } from "./microphone.js";
 import { FRAME_SECONDS, Spectrogram } from "./spectrogram.js";
 
 const NUMBERS_INTERVAL_MS = 100;
-const HOW_TO_ENABLE =
-  " Mel features are off unless they are asked for: start the daemon with MEL_ENABLED=1, and install it with the extra “mel”.";
+const HOW_TO_ENABLE = " So does MEL_ENABLED=1 in its environment. Either needs the extra “mel”.";
 /** How far below the loudest value black is: 8 decades of power, which whisper's and running's scale divides by 4. */
 const SPANS = { none: 8, running: 2, whisper: 2 };
 
@@ -107,7 +106,7 @@ function sentenceOf(problem, session) {
     return `Stopped after ${plural(session.frameCount, "frame")}.`;
   }
   if (problem instanceof ApiError) {
-    return problem.sentence + ([404, 501].includes(problem.status) ? HOW_TO_ENABLE : "");
+    return problem.sentence + (problem.code === "mel_disabled" ? HOW_TO_ENABLE : "");
   }
   if (problem instanceof MelError || problem instanceof MicrophoneError) {
     return problem.message;
