@@ -52,10 +52,10 @@ def test_the_numbers_move(reader: Reader, daemon: Daemon) -> None:
     reader.allow_tokens(1_000_000)
     reader.ask("hello")
     reader.press("tab-live")
-    reader.wait(lambda: 10_000 < per_second(value(reader, "tokens")) < 150_000)
+    reader.wait(lambda: 10_000 < per_second(value(reader, "messages")) < 150_000)
     assert value(reader, "open") == "1"
-    before = line(reader, "tokens")
-    reader.wait(lambda: line(reader, "tokens") != before)
+    before = line(reader, "messages")
+    reader.wait(lambda: line(reader, "messages") != before)
     assert value(reader, "errors") == "0/s"
     reader.press("tab-chat")
     reader.press("stop")

@@ -1,6 +1,6 @@
 /** The chat: a conversation that is kept in this page alone, one answer at a time. */
 
-import { ApiError, request } from "./api.js";
+import { ApiError, request, unfrozen } from "./api.js";
 import { COMPLETE, CUT, Completion, FAILED, STOPPED } from "./completion.js";
 import { NOTHING, count, duration, plural } from "./format.js";
 import { TextView } from "./text-view.js";
@@ -148,7 +148,7 @@ async function answer(exchange, body) {
   announce("The answer begins.");
   const clock = setInterval(() => showNumbers(exchange), NUMBERS_INTERVAL_MS);
   try {
-    await exchange.completion.run(body, exchange.abort.signal);
+    await unfrozen(() => exchange.completion.run(body, exchange.abort.signal));
   } finally {
     clearInterval(clock);
     exchange.view.flush();

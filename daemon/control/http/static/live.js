@@ -149,7 +149,7 @@ function errorCount(metrics) {
 
 function showRates(metrics) {
   const of = (name) => (each) => total(each, PREFIX + name);
-  showRate("tokens", of("tokens_total"), `${count(of("tokens_total")(metrics))} since the start`);
+  showRate("tokens", of("tokens_total"), `${count(of("tokens_total")(metrics))} relayed since the start`);
   showRate("messages", of("messages_total"), `${count(of("messages_total")(metrics))} since the start`);
   showRate("errors", errorCount, `${count(errorCount(metrics))} since the start`);
   showRate("connections", of("accepted_total"), null);

@@ -1,6 +1,6 @@
 /** The tab that draws what Whisper would hear: of a file, or of the microphone while somebody speaks. */
 
-import { ApiError } from "./api.js";
+import { ApiError, unfrozen } from "./api.js";
 import { NOTHING, bytes, count, duration, plural } from "./format.js";
 import { MelError } from "./mel-blocks.js";
 import { MelSession } from "./mel-session.js";
@@ -88,7 +88,7 @@ async function run(file) {
   showRunning(true, file === null);
   const clock = setInterval(() => showNumbers(session), NUMBERS_INTERVAL_MS);
   try {
-    await (file === null ? session.sendMicrophone() : session.sendFile(file, abort.signal));
+    await unfrozen(() => (file === null ? session.sendMicrophone() : session.sendFile(file, abort.signal)));
     say(`Complete: ${plural(session.frameCount, "frame")} of ${name}.`, "done");
   } catch (problem) {
     say(sentenceOf(problem, session), problem.name === "AbortError" ? "stopped" : "failed");
