@@ -17,6 +17,7 @@ from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIO
 from uvicorn.server import ServerState
 
 from daemon.control.exits import EXIT_CONFIGURATION, StartError, status_of_errno
+from daemon.control.http.lingering import WRITE_TIMEOUT_S
 from daemon.control.http.taking import Bounds, TakingProtocol
 
 if TYPE_CHECKING:
@@ -58,8 +59,13 @@ class HttpServer:
         settings: Http,
         application: Any,  # noqa: ANN401  (ASGI's)
         answered: Callable[[dict[str, Any] | None, int], None] | None = None,
+        *,
+        write_timeout_s: float = WRITE_TIMEOUT_S,
     ) -> None:
-        """`application` is an ASGI application, `answered` counts. Raises StartError for certificates that are none."""
+        """`application` is an ASGI application, `answered` counts. Raises StartError for certificates that are none.
+
+        A client that reads nothing of its answer for `write_timeout_s` is cut off.
+        """
         self._settings = settings
         self._answered = answered
         self._config = uvicorn.Config(
@@ -88,7 +94,9 @@ class HttpServer:
         except (OSError, ssl.SSLError) as error:
             raise StartError(f"http.tls_certificate_file and http.tls_key_file: {error}", EXIT_CONFIGURATION) from None
         self._state = ServerState()
-        self._bounds = Bounds(settings.head_bytes_max, settings.head_timeout_ms / 1000, settings.connections_max)
+        self._bounds = Bounds(
+            settings.head_bytes_max, settings.head_timeout_ms / 1000, settings.connections_max, write_timeout_s
+        )
         self._servers: list[asyncio.Server] = []
         self._clock: asyncio.TimerHandle | None = None
 
@@ -96,6 +104,10 @@ class HttpServer:
     def connection_count(self) -> int:
         """Connections that are open, streams not counted."""
         return len(self._state.connections)
+
+    def configure(self, write_timeout_s: float) -> None:
+        """From now on, for connections that come."""
+        self._bounds = self._bounds._replace(write_timeout_s=write_timeout_s)
 
     async def start(self, *, has_keys: bool) -> str:
         """Listen; the URL. Raises StartError: the address cannot be had, or anybody could ask."""

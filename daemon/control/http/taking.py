@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from daemon.control.http.lingering import LingeringTransport
+from daemon.control.http.lingering import WRITE_TIMEOUT_S, LingeringTransport, WatchedTransport
 from daemon.control.http.request_head import BodyListener, body_head, fault_of, fault_of_websocket, has_body
 
 if TYPE_CHECKING:
@@ -44,6 +44,7 @@ HEAD_TIMEOUT_S = 10.0
 # What one read takes while a head, or a body that nobody has asked for, is coming: so much is unread at most.
 HELD_BYTES_MAX = 3584
 BODY_READ_BYTES = 65_536
+WEBSOCKET_READ_BYTES = 8192  # a message can be as short as 6 bytes, and each costs as much as a long one
 DRAIN_POLL_S = 0.001
 DRAIN_S = 10.0
 _HEAD_END = b"\r\n\r\n"
@@ -59,6 +60,7 @@ class Bounds(NamedTuple):
     head_bytes_max: int = HEAD_BYTES_MAX
     head_timeout_s: float = HEAD_TIMEOUT_S
     connections_max: int = 0  # 0: no limit
+    write_timeout_s: float = WRITE_TIMEOUT_S  # for which a client may take nothing of what waits for it
 
 
 class Taken(NamedTuple):
@@ -137,7 +139,7 @@ class RequestProtocol(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """A client has connected, and must have sent a head in time."""
-        super().connection_made(cast("Any", LingeringTransport(transport)))
+        super().connection_made(cast("Any", LingeringTransport(transport, self._bounds.write_timeout_s)))
         self._await_head()
         if 0 < self._bounds.connections_max < len(self.connections):
             self.refuse(503, "as many connections as are allowed are open")
@@ -331,6 +333,8 @@ class RequestProtocol(HttpToolsProtocol):
         # The end of an earlier response, of which asyncio tells nobody but its own flow control.
         while transport.get_write_buffer_size() > 0 and not cycle.disconnected:
             if self.loop.time() > deadline_s:
+                cycle.disconnected = True
+                transport.abort()
                 raise ClientGone("the client does not read what it was sent before")
             await asyncio.sleep(DRAIN_POLL_S)
         if cycle.disconnected or transport.is_closing():
@@ -363,7 +367,9 @@ class RequestProtocol(HttpToolsProtocol):
         if self._is_skipping:
             return  # it was refused
         self._head_arrived()
-        inner = self.transport = cast("LingeringTransport", self.transport).inner
+        inner = cast("LingeringTransport", self.transport).inner
+        # It answers pings by itself, so a client that reads no answer must not go on asking.
+        self.transport = cast("Any", WatchedTransport(inner, self._bounds.write_timeout_s, pairs_reading=True))
         front = inner.get_protocol()
         super().handle_websocket_upgrade()
         self.successor = cast("asyncio.Protocol", inner.get_protocol())
@@ -388,9 +394,10 @@ class RequestProtocol(HttpToolsProtocol):
     @property
     def read_bytes_max(self) -> int:
         """How much may be read at once."""
+        if self.successor is not None:
+            return WEBSOCKET_READ_BYTES
         exchange = self._exchange
-        is_held = self.successor is None and (exchange is None or exchange.is_held)
-        return HELD_BYTES_MAX if is_held else BODY_READ_BYTES
+        return HELD_BYTES_MAX if exchange is None or exchange.is_held else BODY_READ_BYTES
 
 
 class TakingProtocol(asyncio.BufferedProtocol):
@@ -410,7 +417,12 @@ class TakingProtocol(asyncio.BufferedProtocol):
     def buffer_updated(self, nbytes: int) -> None:
         """So much has been read."""
         data = bytes(self._buffer[:nbytes])
-        (self._inner.successor or self._inner).data_received(data)
+        if self._inner.successor is None:
+            self._inner.data_received(data)
+            return
+        self._inner.successor.data_received(data)
+        if nbytes == WEBSOCKET_READ_BYTES:  # there may be much more, which the event loop would read at once
+            self._transport.yield_reading()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """A client has connected."""
@@ -419,6 +431,7 @@ class TakingProtocol(asyncio.BufferedProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """It has gone."""
         if self._inner.successor is not None:
+            self._transport.lost()
             self._inner.successor.connection_lost(exc)
         else:
             self._inner.connection_lost(exc)
@@ -430,10 +443,16 @@ class TakingProtocol(asyncio.BufferedProtocol):
     def pause_writing(self) -> None:
         """It reads too slowly."""
         (self._inner.successor or self._inner).pause_writing()
+        self._transport.writing_paused()
 
     def resume_writing(self) -> None:
         """It reads again."""
         (self._inner.successor or self._inner).resume_writing()
+        self._transport.writing_resumed()
+
+    @property
+    def _transport(self) -> WatchedTransport:
+        return cast("WatchedTransport", self._inner.transport)
 
 
 _buffers = threading.local()

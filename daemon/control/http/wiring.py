@@ -70,7 +70,8 @@ class FrontEnd:
         application = build(front, options)
         audio = Audio(front, self._keys, http.cors_origins, is_enabled=MEL in self._names)
         add_routes(application, audio, has_keys=self._keys is not None)
-        server = self._server = HttpServer(http, application, self.accounts.answered)
+        write_timeout_s = self._settings.timeouts.write_timeout_ms / 1000
+        server = self._server = HttpServer(http, application, self.accounts.answered, write_timeout_s=write_timeout_s)
         self.accounts.connection_count = lambda: server.connection_count
         return await server.start(has_keys=self._keys is not None)
 
@@ -88,6 +89,8 @@ class FrontEnd:
         """Other limits and upstreams, and the file of keys as it is now; a file that is wrong changes nothing."""
         self._settings = settings
         self._router.configure(self._served())
+        if self._server is not None:
+            self._server.configure(settings.timeouts.write_timeout_ms / 1000)
         if self._keys is not None:
             try:
                 self._keys.reload()
