@@ -294,7 +294,9 @@ def plan_of(request: Request) -> Plan:
     tokens, cut, made, finish = _extent(asked, limit)
     options = asked.stream_options or StreamOptions()
     has_usage = bool(options.include_usage)
-    echoes = [_shown(prompt) for prompt in prompts for _ in range(asked.n or 1)] if asked.echo and not is_chat else []
+    # Each prompt is shown as often as it is answered, and made once: it may have a million tokens.
+    shown = map(_shown, prompts) if asked.echo and not is_chat else ()
+    echoes = [text for text in shown for _ in range(asked.n or 1)]
     return Plan(
         is_chat=is_chat,
         text=f'{secrets.token_hex(12)}","created":{int(time.time())}'.encode(),

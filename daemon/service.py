@@ -24,7 +24,14 @@ from config import VERSION
 from daemon.control import logs, signals
 from daemon.control.accounts import Accounts, summary
 from daemon.control.exits import EXIT_CLEAN, EXIT_CONFIGURATION, EXIT_OS_ERROR, EXIT_PLANE_DIED, StartError
-from daemon.control.listener import Listener, ListenerOptions, open_listener, raise_descriptor_limit, streams_that_fit
+from daemon.control.listener import (
+    Listener,
+    ListenerOptions,
+    connections_that_fit,
+    open_listener,
+    raise_descriptor_limit,
+    streams_that_fit,
+)
 from daemon.control.monitoring import MonitoringServer
 from daemon.control.notify import Heartbeat, Notifier
 from daemon.control.pages import Condition, health_page, metrics_page, ready_page
@@ -150,9 +157,16 @@ class Service:
     # ---- parts of them
 
     def _fit_streams_to_descriptors(self) -> None:
-        fitting = streams_that_fit(raise_descriptor_limit(), self._configured.server.max_connections)
+        descriptors, http = raise_descriptor_limit(), self._configured.http
+        if http.listen:
+            # Clients of the front that do nothing must not take what handoffs need.
+            http = msgspec.structs.replace(
+                http, connections_max=connections_that_fit(descriptors, http.connections_max)
+            )
+            descriptors -= 2 * http.connections_max
+        fitting = streams_that_fit(descriptors, self._configured.server.max_connections)
         server = msgspec.structs.replace(self._configured.server, max_connections=fitting)
-        self._settings = msgspec.structs.replace(self._configured, server=server)
+        self._settings = msgspec.structs.replace(self._configured, server=server, http=http)
 
     async def _start_monitoring(self, registry: Registry) -> None:
         accounts, monitoring, http = self._accounts, self._settings.monitoring, self._settings.http

@@ -112,7 +112,8 @@ class Admission:
         self._adoptions: dict[int, Adoption] = {}
         self._next_cookie = 1
         self._relays = None if relays is None else relays(self._streams.get)
-        self._descriptors_max = resource.getrlimit(resource.RLIMIT_NOFILE)[0] - DESCRIPTORS_RESERVED
+        of_front = 2 * settings.http.connections_max if settings.http.listen else 0
+        self._descriptors_max = resource.getrlimit(resource.RLIMIT_NOFILE)[0] - DESCRIPTORS_RESERVED - of_front
         self._body_count = 0
         self._entry_count = 0  # let in, but their sockets have not come yet
         self._apply(settings)
@@ -180,7 +181,7 @@ class Admission:
         The limits are those of handoffs. `user` is who they are counted for; `has_body`: an upload follows.
         """
         self._gate.check_room(self.active_count)
-        if len(self._adoptions) >= WAITING_MAX // 2:
+        if self._entry_count >= WAITING_MAX // 2:  # all of them may come to be adopted in one turn of the plane
             raise Refusal(503, "connection_limit", "as many streams as can be opened at once are being opened", 1)
         if has_body:
             self._gate.check_bodies(self._body_count)

@@ -318,8 +318,24 @@ def streams_that_fit(descriptor_limit: int, streams_wanted: int) -> int:
     if fitting >= streams_wanted:
         return streams_wanted
     logger.warning(
-        "max_connections is %d, but RLIMIT_NOFILE of %d leaves room for %d streams: going on with %d"
-        " (LimitNOFILE= in the unit, ulimit -n in a shell)",
+        "max_connections is %d, but RLIMIT_NOFILE, less what HTTP takes, is %d and leaves room for %d streams: going on"
+        " with %d (LimitNOFILE= in the unit, ulimit -n in a shell)",
         streams_wanted, descriptor_limit, fitting, fitting,
+    )  # fmt: skip
+    return fitting
+
+
+def connections_that_fit(descriptor_limit: int, connections_wanted: int) -> int:
+    """How many connections of the HTTP front go with at least as many streams, at least one.
+
+    Each may take two descriptors: its own, and one on which the front reads a stream.
+    """
+    fitting = max(1, (descriptor_limit - DESCRIPTOR_RESERVE) // 4)
+    if fitting >= connections_wanted:
+        return connections_wanted
+    logger.warning(
+        "http.connections_max is %d, but RLIMIT_NOFILE of %d leaves room for %d beside streams: going on with %d"
+        " (LimitNOFILE= in the unit, ulimit -n in a shell)",
+        connections_wanted, descriptor_limit, fitting, fitting,
     )  # fmt: skip
     return fitting

@@ -7,6 +7,7 @@ import re
 import time
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as some
@@ -181,6 +182,13 @@ def test_echo() -> None:
     assert texts(found) == ["token_7 token_8 "]
     assert reasons(found) == ["length"]
     assert chat(echo=True, max_tokens=1)[0]["choices"][0]["delta"]["content"] == ""
+
+
+def test_a_prompt_is_shown_in_many_answers_and_made_once() -> None:
+    raw = msgspec.json.encode({"prompt": [[1, 2], [3]], "echo": True, "n": 60})
+    echoes = plan_of(Request(Fields(), raw, {}, "completions")).echoes
+    assert list(echoes) == ["token_1 token_2 "] * 60 + ["token_3 "] * 60
+    assert len({id(text) for text in echoes}) == 2
 
 
 def test_answers_side_by_side() -> None:

@@ -7,15 +7,19 @@ import contextlib
 import os
 import re
 import socket
+import ssl
 import time
 from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.behaviour.http_helpers import COMPLETIONS, Front, asking, http_config, post, serving, tls
+from tests.behaviour.http_helpers import COMPLETIONS, Front, asking, http_config, post, relayed, serving, tls
+from tests.upstream import Upstream
+from tests.upstream.events import openai_stream
+from tests.upstream.plan import Fault, Plan
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Generator, Iterator
 
 CONNECTIONS = "streaming_daemon_http_connections"
 WRITE_TIMEOUT_S = 4.0
@@ -75,7 +79,7 @@ def frame(kind: int, data: bytes = b"") -> bytes:
 
 
 @contextlib.contextmanager
-def listening(front: Front) -> Iterator[socket.socket]:
+def listening(front: Front) -> Generator[socket.socket]:
     """A WebSocket that gets features of what it sends."""
     with front.connect(receive_buffer_bytes=4096) as wire:
         key = base64.b64encode(os.urandom(16)).decode()
@@ -97,3 +101,48 @@ def test_a_websocket_whose_client_does_not_read_is_cut_off(front: Front, sent: b
             assert time.monotonic() < deadline_s
             with contextlib.suppress(OSError):
                 client.sendall(sent)
+
+
+BIG = "w" * 900_000
+
+
+@pytest.fixture(scope="module")
+def relaying_front(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Front]:
+    with Upstream() as upstream:
+        upstream.answer("cut", Plan(openai_stream([BIG] * 8, finish=None, done=False), fault=Fault.CUT))
+        configuration = http_config(tls(), relayed(upstream, {"cut": "only"}), backend="openai")
+        with serving("epoll", tmp_path_factory.mktemp("relaying"), configuration) as front:
+            yield front
+
+
+CUT = {"model": "cut", "prompt": "", "stream": True}
+
+
+def test_who_reads_slowly_is_told_over_tls_that_a_stream_was_cut(relaying_front: Front) -> None:
+    with relaying_front.connect(receive_buffer_bytes=4096) as wire:
+        wire.send(post(COMPLETIONS, CUT))
+        time.sleep(2)  # for the stream's end to wait behind what is not read
+        reply = wire.reply()
+    assert reply.body.count(BIG.encode()) == 8
+    assert b"event: error\n" in reply.body[-300:]
+    assert not reply.is_whole
+
+
+def test_what_is_cut_over_tls_does_not_look_complete_to_http_10(relaying_front: Front) -> None:
+    with relaying_front.connect() as wire:
+        assert isinstance(wire.socket, ssl.SSLSocket)
+        vars(wire.socket)["suppress_ragged_eofs"] = False  # or an end without TLS's own would pass for one with it
+        wire.send(post(COMPLETIONS, CUT, version="1.0"))
+        reply = wire.reply()
+    assert reply.framing == "close"
+    assert wire.was_reset, "TLS has ended, too"
+    assert b"[DONE]" not in reply.body
+
+
+def test_http_10_over_tls_gets_a_stream_without_chunks(relaying_front: Front) -> None:
+    with relaying_front.connect() as wire:
+        wire.send(post(COMPLETIONS, asking(max_tokens=3), version="1.0"))
+        reply = wire.reply()
+    assert (reply.framing, reply.is_closing) == ("close", True)
+    assert reply.body.startswith(b"data: {")
+    assert reply.body.endswith(b"data: [DONE]\n\n")

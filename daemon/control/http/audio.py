@@ -69,9 +69,10 @@ class Audio:
         options = options_of(request.query_params.multi_items())
         caller = caller_of(request.scope)
         wanted = _request(options, headers, caller)
+        body_bytes = _body_bytes(headers)
         ticket = self._front.admit(BACKEND, wanted, user=caller.limited_as, has_upload=True)
         response = self._front.respond(ticket, {})
-        response.expect_upload(_body_bytes(headers))
+        response.expect_upload(body_bytes)
         return response
 
     @property

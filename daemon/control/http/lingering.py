@@ -18,7 +18,7 @@ from typing import Any
 LINGER_S = 2.0
 DISCARDED_BYTES_MAX = 1 << 20
 WRITE_TIMEOUT_S = 30.0
-LOOK_S_MAX = 0.5  # how often it is looked whether a client reads
+LOOK_S_MIN, LOOK_S_MAX = 0.001, 0.5  # how soon it is looked for the first time whether a client reads, and how often
 
 
 class WatchedTransport(asyncio.Transport):
@@ -64,7 +64,8 @@ class WatchedTransport(asyncio.Transport):
             self._unsent_bytes = self._count_unsent()
             loop = asyncio.get_running_loop()
             self._progress_s = loop.time()
-            self._look_timer = loop.call_later(min(LOOK_S_MAX, self._write_timeout_s / 4), self._look)
+            # uvloop sends at the end of its turn, and then there may be nothing left to wait for.
+            self._look_timer = loop.call_later(LOOK_S_MIN, self._look)
 
     def _look(self) -> None:
         self._look_timer = None
@@ -177,6 +178,7 @@ class LingeringTransport(WatchedTransport):
         super().__init__(inner, write_timeout_s)
         self._discarded_bytes = 0
         self._deadline: asyncio.TimerHandle | None = None
+        self._is_cut = False
 
     def close(self) -> None:
         """Say that nothing more is sent, and close soon."""
@@ -198,9 +200,21 @@ class LingeringTransport(WatchedTransport):
         else:
             self.flushed()
 
+    def cut(self) -> None:
+        """Send what waits, and close without the end that TLS has: what was said is not all that was to be said."""
+        if self._is_closing:
+            return
+        self._is_closing = self._is_cut = True
+        if self.inner.get_write_buffer_size() > 0:
+            self._watch()
+        else:
+            self.inner.abort()
+
     def flushed(self) -> None:
         """The client has some more time to read it."""
-        if not self.inner.can_write_eof():  # TLS has no half-closed connections
+        if self._is_cut:
+            self.inner.abort()
+        elif not self.inner.can_write_eof():  # TLS has no half-closed connections
             self.inner.close()
         elif self._deadline is None:
             self._deadline = asyncio.get_running_loop().call_later(LINGER_S, self.inner.abort)

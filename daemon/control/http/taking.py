@@ -45,6 +45,7 @@ HEAD_TIMEOUT_S = 10.0
 HELD_BYTES_MAX = 3584
 BODY_READ_BYTES = 65_536
 WEBSOCKET_READ_BYTES = 8192  # a message can be as short as 6 bytes, and each costs as much as a long one
+REFUSED_MAX = 32  # connections beyond those allowed that are told so; any more are closed without a word
 DRAIN_POLL_S = 0.001
 DRAIN_S = 10.0
 _HEAD_END = b"\r\n\r\n"
@@ -75,13 +76,22 @@ class Taken(NamedTuple):
 class Exchange:
     """One request and its response, as far as taking is concerned."""
 
-    __slots__ = ("cycle", "is_held", "protocol")
+    __slots__ = ("cycle", "is_held", "is_to_the_end", "protocol")
 
     def __init__(self, protocol: RequestProtocol, cycle: RequestResponseCycle) -> None:
         """The head has been parsed."""
         self.protocol = protocol
         self.cycle = cycle
         self.is_held = True  # what is behind the head has not been parsed
+        self.is_to_the_end = False  # the response has no length, and ends with the connection
+
+    def cut(self) -> None:
+        """End the connection without the response's true end."""
+        transport = cast("LingeringTransport", self.protocol.transport)
+        if self.is_to_the_end or not self.cycle.response_started:
+            transport.cut()
+        else:
+            transport.close()  # the framing says that something is missing, and what was said still arrives
 
     async def take(self) -> Taken:
         """See the module. Raises ClientGone, or OSError where no descriptor is left: then nothing has changed."""
@@ -141,7 +151,10 @@ class RequestProtocol(HttpToolsProtocol):
         """A client has connected, and must have sent a head in time."""
         super().connection_made(cast("Any", LingeringTransport(transport, self._bounds.write_timeout_s)))
         self._await_head()
-        if 0 < self._bounds.connections_max < len(self.connections):
+        excess = len(self.connections) - self._bounds.connections_max
+        if self._bounds.connections_max > 0 and excess > REFUSED_MAX:
+            self.transport.abort()  # those that are being refused take descriptors, too
+        elif self._bounds.connections_max > 0 and excess > 0:
             self.refuse(503, "as many connections as are allowed are open")
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -238,7 +251,7 @@ class RequestProtocol(HttpToolsProtocol):
         exchange = Exchange(self, self.cycle)
         scope = cast("dict[str, Any]", self.scope)
         scope["streaming_daemon.exchange"] = exchange
-        extensions: dict[str, Any] = {ABORT: {"abort": self.transport.abort}}
+        extensions: dict[str, Any] = {ABORT: {"abort": exchange.cut}}
         if self.scheme == "http":
             extensions[EXTENSION] = {"take": exchange.take}
         scope["extensions"] = extensions
@@ -313,6 +326,8 @@ class RequestProtocol(HttpToolsProtocol):
                 self._answered(scope, message["status"])
             if HEADERS_KEY in message:
                 return  # it was only to learn what middleware adds to it
+            if scope["http_version"] == "1.0":
+                _frame_for_http_10(exchange, message)
             if exchange.is_held:
                 self._release(exchange)
             if exchange.cycle.more_body:
@@ -453,6 +468,17 @@ class TakingProtocol(asyncio.BufferedProtocol):
     @property
     def _transport(self) -> WatchedTransport:
         return cast("WatchedTransport", self._inner.transport)
+
+
+def _frame_for_http_10(exchange: Exchange, message: Any) -> None:  # noqa: ANN401  (ASGI's)
+    """A response without a length ends with its connection: uvicorn would send chunks, which HTTP/1.0 does not have."""
+    if message["type"] == "http.response.start":
+        if all(name.lower() != b"content-length" for name, _ in message.get("headers", ())):
+            exchange.is_to_the_end = True
+            exchange.cycle.chunked_encoding = False
+            exchange.cycle.keep_alive = False
+    elif exchange.is_to_the_end:
+        exchange.cycle.expected_content_length = len(message.get("body", b""))
 
 
 _buffers = threading.local()

@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
+import anyio
+
 from daemon.control.exits import EXIT_CONFIGURATION, StartError
 from daemon.control.http.application import Limits, Options, build
 from daemon.control.http.audio import BACKEND as MEL
@@ -67,6 +69,7 @@ class FrontEnd:
             answer_bytes_max=http.answer_bytes_max,
             answer_timeout_s=self._settings.timeouts.stream_timeout_ms / 1000 or ANSWER_TIMEOUT_S_MAX,
         )
+        anyio.get_cancelled_exc_class()  # makes it import what the first request would wait for
         application = build(front, options)
         audio = Audio(front, self._keys, http.cors_origins, is_enabled=MEL in self._names)
         add_routes(application, audio, has_keys=self._keys is not None)

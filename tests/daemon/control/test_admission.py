@@ -29,7 +29,7 @@ from daemon.control.scripts import ScriptBook
 from daemon.control.workers import WorkerPool
 from daemon.plane import messages as m
 from daemon.plane import state as st
-from daemon.plane.table import allocate
+from daemon.plane.table import WAITING_MAX, allocate
 from tests.daemon.control.channels import Channels, Recorded
 
 if TYPE_CHECKING:
@@ -538,6 +538,19 @@ def test_an_adopted_socket_gets_what_the_plane_makes(desk: Callable[..., Desk]) 
     assert opened.payload.startswith(b"7" + head)
     assert b"Prompt: Hi" in opened.payload
     one.end(reason=st.COMPLETE)
+
+
+def test_no_more_is_let_in_than_the_plane_can_adopt_at_once(desk: Callable[..., Desk]) -> None:
+    one = desk(server=Server(max_connections=WAITING_MAX))
+    entries = [one.admission.admit("mock", Request(Fields())) for _ in range(WAITING_MAX // 2)]
+    with pytest.raises(Refusal) as refused:
+        one.admission.admit("mock", Request(Fields()))
+    assert (refused.value.status, refused.value.code) == (503, "connection_limit")
+    one.admission.abandon(entries.pop())
+    entries.append(one.admission.admit("mock", Request(Fields())))
+    for entry in entries:
+        one.admission.abandon(entry)
+    assert one.admission.active_count == 0
 
 
 class Noticed(Request):

@@ -24,6 +24,7 @@ from daemon.control.listener import (
     DESCRIPTOR_RESERVE,
     Listener,
     ListenerOptions,
+    connections_that_fit,
     open_listener,
     raise_descriptor_limit,
     streams_that_fit,
@@ -391,3 +392,11 @@ def test_more_streams_than_descriptors_are_capped_with_a_warning(caplog: pytest.
     assert streams_that_fit(20_000, 50_000) == 20_000 - DESCRIPTOR_RESERVE
     assert "room for 19800 streams" in caplog.text
     assert streams_that_fit(100, 50_000) == 1
+
+
+def test_connections_of_the_front_leave_descriptors_for_streams(caplog: pytest.LogCaptureFixture) -> None:
+    assert connections_that_fit(20_000, 1024) == 1024
+    assert not caplog.text
+    assert connections_that_fit(DESCRIPTOR_RESERVE + 400, 1024) == 100
+    assert "room for 100 beside streams" in caplog.text
+    assert connections_that_fit(100, 1024) == 1

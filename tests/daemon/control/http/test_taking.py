@@ -20,7 +20,16 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from uvicorn.server import ServerState
 
-from daemon.control.http.taking import ABORT, EXTENSION, HELD_BYTES_MAX, Bounds, ClientGone, Taken, TakingProtocol
+from daemon.control.http.taking import (
+    ABORT,
+    EXTENSION,
+    HELD_BYTES_MAX,
+    REFUSED_MAX,
+    Bounds,
+    ClientGone,
+    Taken,
+    TakingProtocol,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -304,6 +313,18 @@ def test_too_many_connections(server: Server) -> None:
     clients = [server.connect() for _ in range(52)]
     last = clients[-1]
     assert last.recv(4096).startswith(b"HTTP/1.1 503 ")
+    for client in clients:
+        client.close()
+    server.wait_no_connections()
+
+
+def test_far_too_many_connections_are_closed_without_a_word(server: Server) -> None:
+    server.wait_no_connections()
+    clients = [server.connect() for _ in range(50 + REFUSED_MAX)]
+    assert clients[-1].recv(4096).startswith(b"HTTP/1.1 503 ")
+    clients += [server.connect() for _ in range(3)]
+    with contextlib.suppress(ConnectionResetError):
+        assert clients[-1].recv(4096) == b""
     for client in clients:
         client.close()
     server.wait_no_connections()
