@@ -17,7 +17,7 @@ from starlette.responses import Response
 from backends.interface import Fields, Message
 from backends.interface import Request as BackendRequest
 from daemon.control.http.aggregation import Assembly, EventReader
-from daemon.control.http.body import read_json_body
+from daemon.control.http.body import collector_paused, read_json_body
 from daemon.control.http.errors import ApiError
 from daemon.control.http.interface import StreamCut
 from daemon.control.http.middleware import caller_of
@@ -70,6 +70,16 @@ class Completions:
             raw = await read_json_body(request, bounds.body_bytes_max, bounds.body_seconds_max)
         except ClientDisconnect:
             return Response(status_code=400)  # which nobody reads
+        with collector_paused():
+            ticket, assembly = self._let_in(request, model, endpoint, raw)
+        if assembly is None:
+            return self._front.respond(ticket, {})  # what every stream has is the front's, and the middleware's
+        return await self._whole(request, ticket, assembly)
+
+    def _let_in(
+        self, request: Request, model: type[CompletionRequest | ChatCompletionRequest], endpoint: Endpoint, raw: bytes
+    ) -> tuple[Ticket, Assembly | None]:
+        """A ticket, with what puts the answer together where it is not streamed. Nothing else of the body is kept."""
         fields, said = parse(model, raw)
         backend, served_model = self._router.route(fields.model)
         caller = caller_of(request.scope)
@@ -89,9 +99,8 @@ class Completions:
         wanted = BackendRequest(understood, raw, self._headers(request, caller), endpoint)
         ticket = self._front.admit(backend, wanted, user=caller.limited_as)
         if fields.stream:
-            return self._front.respond(ticket, {})  # what every stream has is the front's, and the middleware's
-        assembly = Assembly(is_chat=endpoint == "chat", model=served_model or "", choice_count=fields.n or 1)
-        return await self._whole(request, ticket, assembly)
+            return ticket, None
+        return ticket, Assembly(is_chat=endpoint == "chat", model=served_model or "", choice_count=fields.n or 1)
 
     def _headers(self, request: Request, caller: Caller) -> dict[str, str]:
         """A request's headers as backends see them: with the id that it has here."""

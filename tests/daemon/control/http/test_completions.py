@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import socket
 import time
@@ -54,6 +55,25 @@ def front(server: tuple[FakeFront, str]) -> FakeFront:
 def client(server: tuple[FakeFront, str]) -> Iterator[httpx.Client]:
     with client_at(server[1]) as found:
         yield found
+
+
+@pytest.mark.parametrize("is_refused", [False, True])
+def test_the_collector_waits_while_a_body_is_looked_at(
+    client: httpx.Client, front: FakeFront, monkeypatch: pytest.MonkeyPatch, is_refused: bool
+) -> None:
+    seen: list[bool] = []
+    admit = front.admit
+
+    def admitting(*arguments: Any, **options: Any) -> Any:  # noqa: ANN401
+        seen.append(gc.isenabled())
+        if is_refused:
+            raise ApiError(503, "queue_full", "full")
+        return admit(*arguments, **options)
+
+    monkeypatch.setattr(front, "admit", admitting)
+    assert client.post(CHAT, json=HELLO).status_code == (503 if is_refused else 200)
+    assert seen == [False]
+    assert gc.isenabled()
 
 
 # ---- streams
