@@ -103,6 +103,21 @@ def test_a_websocket_whose_client_does_not_read_is_cut_off(front: Front, sent: b
                 client.sendall(sent)
 
 
+def test_a_message_that_crosses_with_the_end_is_no_failure_of_the_daemon(front: Front) -> None:
+    """Its log must hold no traceback when it ends."""
+    for number in range(120):
+        with listening(front) as client:
+            client.settimeout(1)
+            client.sendall(frame(BINARY, bytes(100)) + frame(TEXT, b'{"type":"end"}'))
+            time.sleep(number % 40 * 0.0002)
+            with contextlib.suppress(OSError):
+                client.sendall(frame(TEXT, b"too late"))
+                got = b""
+                while b"\x88" not in got[-200:] and (piece := client.recv(65_536)):
+                    got += piece
+    front.is_well()
+
+
 BIG = "w" * 900_000
 
 

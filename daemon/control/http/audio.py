@@ -16,7 +16,7 @@ import msgspec
 from starlette.requests import Request  # FastAPI reads the annotations of routes
 from starlette.responses import Response
 from starlette.routing import WebSocketRoute
-from starlette.websockets import WebSocket, WebSocketDisconnect
+from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketState
 
 from backends.interface import Fields
 from backends.interface import Request as BackendRequest
@@ -261,7 +261,8 @@ async def _carry(socket: WebSocket, stream: InnerStream) -> None:
         down.result()
     except ApiError as error:
         down.cancel()
-        await _refuse(socket, error)
+        if socket.application_state is WebSocketState.CONNECTED:  # it crossed with the stream's end, otherwise
+            await _refuse(socket, error)
     finally:
         for task in (up, down):
             task.cancel()
