@@ -58,12 +58,16 @@ def _refuse(message: str, status: int) -> int:
 def _check_config(loaded: Loaded) -> int:
     from backends.registry import RegistryError, check
     from config.load import describe
-    from daemon.control.exits import EXIT_CONFIGURATION
+    from daemon.control.exits import EXIT_CONFIGURATION, StartError
+    from daemon.control.http.checks import check as check_http
 
     try:
         warnings = [*loaded.warnings, *check(loaded.settings)]
+        check_http(loaded.settings.http)
     except RegistryError as error:
         return _refuse(str(error), EXIT_CONFIGURATION)
+    except StartError as error:
+        return _refuse(str(error), error.exit_status)
     for warning in warnings:
         print(f"{PROGRAM}: warning: {warning}", file=sys.stderr)
     print(describe(loaded))

@@ -171,7 +171,9 @@ class Service:
     async def _start_monitoring(self, registry: Registry) -> None:
         accounts, monitoring, http = self._accounts, self._settings.monitoring, self._settings.http
         self._condition = Condition(self._planes, registry.names(), self._settings.server.max_connections)
-        self._condition.upstreams = functools.partial(upstream_statuses, self._planes, self._settings.server.backend)
+        self._condition.upstreams = functools.partial(
+            upstream_statuses, self._planes, self._settings.server.backend, serves_http=bool(http.listen)
+        )
         pages = {"/health": health_page(accounts), "/ready": ready_page(accounts, self._condition)}
         collectors = relay_collectors(self._planes)
         if http.listen:

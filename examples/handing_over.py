@@ -20,13 +20,16 @@ app = FastAPI()
 @app.get("/chat")
 async def chat(request: Request, prompt: str = "Hello") -> Response:
     """Authenticate, decide what is streamed, and let go: the worker is free at once."""
+    taking = request.scope.get("extensions", {}).get(EXTENSION)
+    if taking is None:  # under TLS, or on a server without `http=TakingProtocol`
+        raise HTTPException(501, "this connection cannot be handed over")
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as peer:
         try:
             peer.connect(DAEMON)
         except OSError as error:
             raise HTTPException(503, "the streaming daemon is not there") from error
         try:
-            taken = await request.scope["extensions"][EXTENSION]["take"]()
+            taken = await taking["take"]()
         except ClientGone:
             return Response()
         try:

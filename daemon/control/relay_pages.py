@@ -15,12 +15,16 @@ if TYPE_CHECKING:
     from daemon.control.planes import Planes
 
 
-def upstream_statuses(planes: Planes, default_backend: str) -> Iterator[UpstreamStatus]:
-    """One for each upstream of each backend that relays."""
+HTTP_BACKEND = "openai"
+
+
+def upstream_statuses(planes: Planes, default_backend: str, *, serves_http: bool = False) -> Iterator[UpstreamStatus]:
+    """One for each upstream of each backend that relays; requests over HTTP are all for the backend `openai`."""
     for name, backend in planes.relaying.items():
+        is_default = name == default_backend or (serves_http and name == HTTP_BACKEND)
         for upstream in backend.upstreams():
             reachable = planes.reachability.of(upstream.name).reachable
-            yield UpstreamStatus(upstream.name, reachable, upstream.breaker_state, name == default_backend)
+            yield UpstreamStatus(upstream.name, reachable, upstream.breaker_state, is_default)
 
 
 def relay_collectors(planes: Planes) -> list[Collector]:

@@ -129,7 +129,9 @@ class Worker:
         except Cancelled:
             logger.debug("stream over before its backend's end", extra={"backend": job.name})
         except BackendError as error:
-            logger.warning("backend failed with status %d", error.status, extra={"backend": job.name})
+            # What a client got wrong is answered, and no news for the operator.
+            level = logging.WARNING if error.status >= 500 else logging.DEBUG
+            logger.log(level, "backend failed with status %d", error.status, extra={"backend": job.name})
             self._fail(job, st.BACKEND_ERROR, error.status, error.message)
         except BodyTruncated as error:
             self._fail(job, st.BODY_TRUNCATED, 400, str(error) or "the upload ended before its end")

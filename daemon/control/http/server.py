@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 import logging
-import re
-import socket
 import ssl
 from email.utils import formatdate
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import uvicorn
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 from uvicorn.server import ServerState
 
 from daemon.control.exits import EXIT_CONFIGURATION, StartError, status_of_errno
+from daemon.control.http.checks import check_certificates, check_places, parse_address, resolve
 from daemon.control.http.lingering import WRITE_TIMEOUT_S
 from daemon.control.http.taking import Bounds, TakingProtocol
 
@@ -28,27 +25,8 @@ if TYPE_CHECKING:
 CLOSE_WAIT_S = 1.0  # for answers that are being written when the daemon ends
 WEBSOCKET_BYTES_MAX = 1 << 20  # one message
 WEBSOCKET_PING_S = 20.0
-_ADDRESS = re.compile(r"(?:\[(?P<v6>[0-9A-Fa-f:.%\w]+)\]|(?P<host>[^:\[\]]+)):(?P<port>[0-9]{1,5})")
 
 logger = logging.getLogger(__name__)
-
-
-class Address(NamedTuple):
-    """Where to listen."""
-
-    host: str
-    port: int
-
-
-def parse_address(listen: str) -> Address:
-    """`HOST:PORT` or `[IPV6]:PORT`. Raises StartError."""
-    found = _ADDRESS.fullmatch(listen)
-    if found is None or int(found["port"]) > 65_535:
-        raise StartError(
-            f'http.listen = "{listen}" is no address and port: write 127.0.0.1:8000, [::1]:8000 or a name',
-            EXIT_CONFIGURATION,
-        )
-    return Address(found["v6"] or found["host"], int(found["port"]))
 
 
 class HttpServer:
@@ -86,7 +64,7 @@ class HttpServer:
             ssl_certfile=settings.tls_certificate_file or None,
             ssl_keyfile=settings.tls_key_file or None,
         )
-        self._check_files()
+        check_certificates(settings)
         # What clients get wrong is answered, and no news for the operator.
         logging.getLogger("uvicorn.error").setLevel(logging.ERROR)
         try:
@@ -114,17 +92,8 @@ class HttpServer:
         settings = self._settings
         address = parse_address(settings.listen)
         loop = asyncio.get_running_loop()
-        try:
-            found = await loop.getaddrinfo(*address, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-        except socket.gaierror as error:
-            raise StartError(f"http.listen = {settings.listen!r}: {error.strerror}", EXIT_CONFIGURATION) from error
-        places = list(dict.fromkeys(str(item[4][0]) for item in found))
-        if not (has_keys or settings.allow_anonymous or all(_is_loopback(place) for place in places)):
-            raise StartError(
-                f"http.listen = {settings.listen!r} can be reached from elsewhere, and nobody would be asked for "
-                "a key: set http.api_keys_file, or http.allow_anonymous = true",
-                EXIT_CONFIGURATION,
-            )
+        places = await loop.run_in_executor(None, resolve, settings)
+        check_places(settings, places, has_keys=has_keys)
         port = address.port
         # A handshake is as much of a wait as a head, and asyncio would wait for a minute.
         wait_s = self._bounds.head_timeout_s if self._config.is_ssl else None
@@ -184,18 +153,3 @@ class HttpServer:
         """The Date header, once a second."""
         self._state.default_headers[:] = [(b"date", formatdate(usegmt=True).encode())]
         self._clock = asyncio.get_running_loop().call_later(1.0, self._tick)
-
-    def _check_files(self) -> None:
-        settings = self._settings
-        if bool(settings.tls_certificate_file) != bool(settings.tls_key_file):
-            raise StartError(
-                "http.tls_certificate_file and http.tls_key_file belong together: set both, or none", EXIT_CONFIGURATION
-            )
-        for name in ("tls_certificate_file", "tls_key_file"):
-            path = getattr(settings, name)
-            if path and not Path(path).is_file():
-                raise StartError(f'http.{name} = "{path}" is no file', EXIT_CONFIGURATION)
-
-
-def _is_loopback(place: str) -> bool:
-    return ipaddress.ip_address(place.partition("%")[0]).is_loopback

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING
 
 import anyio
 
-from daemon.control.exits import EXIT_CONFIGURATION, StartError
 from daemon.control.http.application import Limits, Options, build
 from daemon.control.http.audio import BACKEND as MEL
 from daemon.control.http.audio import Audio, add_routes
+from daemon.control.http.checks import read_keys
 from daemon.control.http.front import HttpFront
-from daemon.control.http.keys import Keys, KeysError
+from daemon.control.http.keys import KeysError
 from daemon.control.http.routing import Router, Served, UpstreamModels
 from daemon.control.http.server import HttpServer
 from daemon.control.http_metrics import HttpAccounts
@@ -49,7 +49,7 @@ class FrontEnd:
         self._relaying = relaying
         self._admission = admission
         self._pages = pages
-        self._keys = _keys(settings.http.api_keys_file)
+        self._keys = read_keys(settings.http)
         self._router = Router(self._served())
         self._server: HttpServer | None = None
         self.accounts = HttpAccounts()
@@ -99,6 +99,8 @@ class FrontEnd:
                 self._keys.reload()
             except KeysError as error:
                 logger.error("the keys in force stay: %s", error)  # noqa: TRY400  (no traceback)
+            else:
+                logger.info("http.api_keys_file was read again: %d keys", len(self._keys))
 
     def _served(self) -> Served:
         backend = self._relaying.get(OPENAI)
@@ -109,12 +111,3 @@ class FrontEnd:
     def _limits(self) -> Limits:
         limits = self._settings.limits
         return Limits(limits.streams_per_user, limits.requests_per_minute_per_user)
-
-
-def _keys(path: str) -> Keys | None:
-    if not path:
-        return None
-    try:
-        return Keys(path)
-    except KeysError as error:
-        raise StartError(f"http.api_keys_file: {error}", EXIT_CONFIGURATION) from error
