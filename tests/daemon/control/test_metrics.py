@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from prometheus_client.parser import text_string_to_metric_families as parse_tex
 
 from config.settings import Settings
 from daemon.control.accounts import Accounts, summary
+from daemon.control.http_metrics import HttpAccounts
 from daemon.control.metrics import DaemonCollector, MetricsPage, cumulative_buckets
 from daemon.plane import counters
 from daemon.plane.state import BACKEND_ERROR, COMPLETE, HANDOFF_TIMEOUT, REASONS
@@ -117,7 +119,7 @@ def test_the_manual_names_every_metric_and_no_other(plane: Plane, accounts: Acco
     collector = DaemonCollector(plane, accounts, {"version": "1"}, 900, lambda: 0)
     offered = {
         family.name.removeprefix("streaming_daemon_") + ("_total" if family.type == "counter" else "")
-        for family in collector.collect()
+        for family in (*collector.collect(), *HttpAccounts().collect())
     }
     assert described == offered
     assert all(f"`{reason}`" in manual for reason in REASONS)
@@ -141,3 +143,21 @@ def test_the_summary_names_what_the_benchmark_wants(plane: Plane, accounts: Acco
         assert f"  {name} " in text
     plane.counters[counters.MESSAGES_SENT] = 0
     assert "CPU per message" in summary(accounts, plane)
+
+
+def test_requests_over_http_are_counted_by_route() -> None:
+    accounts = HttpAccounts()
+    accounts.connection_count = lambda: 3
+    scope = {"method": "POST", "route": SimpleNamespace(path="/v1/completions")}
+    accounts.answered(scope, 200)
+    accounts.answered(scope, 200)
+    accounts.answered({"method": "BREW"}, 405)
+    accounts.answered(None, 400)
+    requests, connections = accounts.collect()
+    counted = {tuple(sample.labels.values()): sample.value for sample in requests.samples}
+    assert counted == {
+        ("/v1/completions", "POST", "200"): 2,
+        ("other", "other", "405"): 1,
+        ("other", "other", "400"): 1,
+    }
+    assert connections.samples[0].value == 3
