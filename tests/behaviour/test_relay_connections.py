@@ -69,6 +69,9 @@ def test_a_connection_serves_one_stream_after_another(relay: Relay, transport: s
             Plan(openai_stream(TOKENS), framing=framing), by=transport, model=model, request_id=f"{number}"
         )
         assert_complete(answer, TOKENS)
+        # The client is through at [DONE]; a connection is kept only once the body's own end has come behind it.
+        relay.upstream.journal.wait(lambda: relay.upstream.requests(model)[-1].ended_s is not None, "the body's end", 5)
+        time.sleep(0.02)
     count = len(connections_of(relay, model))
     if transport == "tls" and framing is Framing.LENGTH:
         # libcurl keeps what stands behind a body with a length: after the first such answer no connection is kept.
