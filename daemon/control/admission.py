@@ -241,8 +241,7 @@ class Admission:
             raise _refusal_of(error, route.name) from None
         if form is not None:
             entry.style, entry.content_type = form
-        if not self._pool.reserve():
-            raise Refusal(503, "queue_full", "all workers are busy and the queue is full", RETRY_AFTER_S)
+        self._reserve_worker()
 
     def _admit_adopted(self, stream: Stream, adoption: Adoption) -> None:
         entry = adoption.entry
@@ -304,7 +303,7 @@ class Admission:
                 return
             if wanted & WANT_CREDENTIALS:
                 self._gate.check_peer(found, self._scratch)
-            self._gate.check_room(len(self._streams) + self._entry_count)
+            self._gate.check_room(self.active_count)
             self._gate.check_size(flags)
             data = _string_at(address, length)
             self._admit(stream, decode(data), data)
@@ -374,11 +373,15 @@ class Admission:
 
     def _open_pushed(self, stream: Stream, route: Route, request: Request) -> None:
         self._take_form(stream, route, request)
-        if not self._pool.reserve():
-            raise Refusal(503, "queue_full", "all workers are busy and the queue is full", RETRY_AFTER_S)
+        self._reserve_worker()
         job = Job(stream.slot, stream.generation, route.name, route.backend, request)
         command = self._opener.pushed(stream.slot, stream.generation, events=stream.style != "raw")
         self._enqueue(stream, job, command)
+
+    def _reserve_worker(self) -> None:
+        """Keep a place in the queue for a stream that a worker makes."""
+        if not self._pool.reserve():
+            raise Refusal(503, "queue_full", "all workers are busy and the queue is full", RETRY_AFTER_S)
 
     def _enqueue(self, stream: Stream, job: Job, command: bytes) -> None:
         """A worker makes the stream, for which a place in the queue is kept."""

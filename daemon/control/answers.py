@@ -6,7 +6,7 @@ envelope where the stream speaks OpenAI's format.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
 
@@ -88,8 +88,10 @@ def _sayable(detail: str, characters_max: int) -> str:
     return detail[:characters_max].encode(errors="replace").decode()
 
 
-def _envelope(status: int, detail: str, code: str) -> dict[str, Any]:
-    return {"error": {"message": detail, "type": error_type(status), "param": None, "code": code}}
+def envelope(status: int, detail: str, code: str | None, param: str | None = None) -> bytes:
+    """The body of an error as OpenAI's clients read it; `param` is the field at fault."""
+    error = {"message": detail, "type": error_type(status), "param": param, "code": code}
+    return msgspec.json.encode({"error": error})
 
 
 def problem(
@@ -102,7 +104,7 @@ def problem(
     detail = _sayable(detail, DETAIL_CHARACTERS_MAX)
     if style == "openai":
         kind = b"application/json"
-        body = msgspec.json.encode(_envelope(status, detail, code))
+        body = envelope(status, detail, code)
     else:
         kind = b"application/problem+json"
         body = msgspec.json.encode(
@@ -128,7 +130,7 @@ def answer_of(status: int, content_type: str, body: bytes, retry_after_s: int = 
 
 def error_event(status: int, code: str, detail: str) -> bytes:
     """The event that ends a stream which cannot go on: clients of OpenAI's API raise it."""
-    body = msgspec.json.encode(_envelope(status, _sayable(detail, EVENT_CHARACTERS_MAX), code))
+    body = envelope(status, _sayable(detail, EVENT_CHARACTERS_MAX), code)
     return b"event: error\ndata: " + body + b"\n\n"
 
 

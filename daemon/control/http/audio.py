@@ -20,9 +20,10 @@ from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketState
 
 from backends.interface import Fields
 from backends.interface import Request as BackendRequest
+from daemon.control.answers import envelope
 from daemon.control.http import documentation
 from daemon.control.http.audio_blocks import BlockError, Blocks
-from daemon.control.http.errors import ApiError, envelope
+from daemon.control.http.errors import ApiError
 from daemon.control.http.front import HttpFront, error_of
 from daemon.control.http.interface import StreamCut
 from daemon.control.http.middleware import PROTOCOL, authorization_of, caller_of
@@ -311,8 +312,8 @@ async def _download(socket: WebSocket, stream: InnerStream) -> None:
 async def _refuse(socket: WebSocket, error: ApiError | StreamCut) -> None:
     """Say why, and close. Raises WebSocketDisconnect."""
     if isinstance(error, ApiError):
-        status, said = error.status, envelope(error.status, error.code, error.message, error.param)
+        status, said = error.status, envelope(error.status, error.message, error.code, error.param)
     else:
-        status, said = 500, envelope(502, "stream_cut", "the stream was cut off before its end")
+        status, said = 500, envelope(502, "the stream was cut off before its end", "stream_cut")
     await socket.send_text(said.decode())
     await socket.close(_POLICY_VIOLATION if status < 500 else _INTERNAL_ERROR)

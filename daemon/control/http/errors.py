@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import msgspec
 from starlette.responses import Response
 
-from daemon.control.answers import error_type
+from daemon.control.answers import envelope
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -34,14 +33,8 @@ class ApiError(Exception):
         self.message = message
         self.param = param
         self.headers = dict(headers or {})
-        self.body = body or envelope(status, code, message, param)
+        self.body = body or envelope(status, message, code, param)
         self.content_type = content_type
-
-
-def envelope(status: int, code: str | None, message: str, param: str | None = None) -> bytes:
-    """The body of an error as OpenAI's clients read it."""
-    error = {"message": message, "type": error_type(status), "param": param, "code": code}
-    return msgspec.json.encode({"error": error})
 
 
 def response_of(error: ApiError) -> Response:

@@ -13,7 +13,7 @@ from daemon.control.http.audio import Audio, add_routes
 from daemon.control.http.checks import read_keys
 from daemon.control.http.front import HttpFront
 from daemon.control.http.keys import KeysError
-from daemon.control.http.routing import Router, Served, UpstreamModels
+from daemon.control.http.routing import RELAYING_BACKEND, Router, Served, UpstreamModels
 from daemon.control.http.server import HttpServer
 from daemon.control.http_metrics import HttpAccounts
 
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from daemon.control.monitoring import Page
     from daemon.control.relays import RelayingBackend
 
-OPENAI = "openai"
 ANSWER_TIMEOUT_S_MAX = 86_400.0  # where streams have no limit
 
 logger = logging.getLogger(__name__)
@@ -103,7 +102,7 @@ class FrontEnd:
                 logger.info("http.api_keys_file was read again: %d keys", len(self._keys))
 
     def _served(self) -> Served:
-        backend = self._relaying.get(OPENAI)
+        backend = self._relaying.get(RELAYING_BACKEND)
         upstreams = () if backend is None else backend.upstreams()
         models = tuple(UpstreamModels(upstream.name, tuple(upstream.options.models)) for upstream in upstreams)
         return Served(self._names, models, self._settings.backend.openai.model)
