@@ -38,17 +38,7 @@ HELLO: dict[str, Any] = {"messages": [{"role": "user", "content": "Hello"}]}
 RELAYED = Served(frozenset({"openai", "test_model"}), (UpstreamModels("up", ("m", "a/b")),), "m")
 
 
-@pytest.fixture(scope="module")
-def server() -> Iterator[tuple[FakeFront, str]]:
-    front = FakeFront()
-    with served(front) as base:
-        yield front, base
-
-
-@pytest.fixture(autouse=True)
-def front(server: tuple[FakeFront, str]) -> FakeFront:
-    server[0].reset()
-    return server[0]
+pytestmark = pytest.mark.usefixtures("front")  # as it was before each test
 
 
 @pytest.fixture

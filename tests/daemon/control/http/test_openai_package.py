@@ -8,7 +8,7 @@ import openai
 import pytest
 
 from daemon.control.http.errors import ApiError
-from tests.daemon.control.http.fakes import CHAT_EVENTS, CUT, FakeFront, chunk, event, served
+from tests.daemon.control.http.fakes import CHAT_EVENTS, CUT, FakeFront, chunk, event
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -18,17 +18,7 @@ if TYPE_CHECKING:
 HELLO: list[ChatCompletionMessageParam] = [{"role": "user", "content": "Hello"}]
 
 
-@pytest.fixture(scope="module")
-def server() -> Iterator[tuple[FakeFront, str]]:
-    front = FakeFront()
-    with served(front) as base:
-        yield front, base
-
-
-@pytest.fixture(autouse=True)
-def front(server: tuple[FakeFront, str]) -> FakeFront:
-    server[0].reset()
-    return server[0]
+pytestmark = pytest.mark.usefixtures("front")  # as it was before each test
 
 
 @pytest.fixture
