@@ -18,6 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from string import Template
 
+from tests.ports import unused_port
+
 REPOSITORY = Path(__file__).resolve().parents[2]
 EXAMPLE = REPOSITORY / "deploy" / "apache"
 HERE = Path(__file__).resolve().parent
@@ -157,12 +159,6 @@ def prepare_site(root: Path) -> None:
         path.chmod(0o755 if path.is_dir() else 0o644)
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 def write_configuration(root: Path, module: Path, port: int) -> Path:
     # Started as root, Apache must be told whom to become; otherwise it stays who it is.
     identity = "User www-data\nGroup www-data" if os.geteuid() == 0 else ""
@@ -187,7 +183,7 @@ def running_apache(root: Path) -> Generator[Apache]:
     """Start Apache in the foreground in `root`, an empty folder that its user can reach, and stop it afterwards."""
     module = build_module(root)
     prepare_site(root)
-    port = free_port()
+    port = unused_port()
     configuration = write_configuration(root, module, port)
     command = [str(APACHE), "-d", str(root), "-f", str(configuration), "-DFOREGROUND"]
     output = root / "log" / "console.log"

@@ -16,6 +16,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tests.ports import unused_port
+
 ROOT = Path(__file__).resolve().parents[2]
 HEAD = (
     b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nCache-Control: no-cache\r\n"
@@ -122,9 +124,7 @@ class Daemon:
         """Start it and wait until it says READY."""
         file = self.directory / "daemon.toml"
         file.write_text(self.configuration)
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.metrics_port = probe.getsockname()[1]
+        self.metrics_port = unused_port()
         command = [
             *self.wrapper, sys.executable, "-m", "daemon", "--config", str(file), "--socket", str(self.socket_path),
             "--kernel", self.kernel, "--metrics", str(self.metrics_port), *self.arguments,

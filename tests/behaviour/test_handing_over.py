@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.behaviour.daemon_process import DONE, HEAD, ROOT, Daemon
+from tests.ports import unused_port
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -21,15 +22,9 @@ if TYPE_CHECKING:
 EXAMPLE = ROOT / "examples" / "handing_over.py"
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 def run_application(socket_path: Path) -> tuple[subprocess.Popen[bytes], int]:
     """Start it; returns once it answers."""
-    port = free_port()
+    port = unused_port()
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "DAEMON_SOCKET": str(socket_path)}
     process = subprocess.Popen([sys.executable, str(EXAMPLE), str(port)], env=environment, cwd=ROOT)
     deadline_s = time.monotonic() + 30

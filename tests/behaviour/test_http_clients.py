@@ -22,6 +22,7 @@ import pytest
 from tests.behaviour.daemon_process import ROOT
 from tests.behaviour.http_helpers import Front, http_config, serving, tokens_of
 from tests.browser import running_chromium
+from tests.ports import unused_port
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator
@@ -166,9 +167,7 @@ def test_a_page_of_another_origin_may_not(front: Front, browser: Chrome) -> None
 
 @pytest.mark.browser
 def test_an_event_source_behind_an_application_of_ones_own(front: Front, browser: Chrome, tmp_path: Path) -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = unused_port()
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "DAEMON_SOCKET": str(front.daemon.socket_path)}
     log = tmp_path / "application.log"
     with log.open("wb") as file:

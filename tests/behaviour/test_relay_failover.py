@@ -12,6 +12,7 @@ import pytest
 
 from tests.behaviour.daemon_process import Answer, read_all
 from tests.behaviour.relay_helpers import Relay, assert_complete, by, error_at_end, refusal, relaying
+from tests.ports import unused_port
 from tests.upstream import (
     After,
     Fault,
@@ -22,7 +23,6 @@ from tests.upstream import (
     delta,
     error_event,
     openai_stream,
-    unused_port,
 )
 
 if TYPE_CHECKING:

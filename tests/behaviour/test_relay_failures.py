@@ -23,6 +23,7 @@ from tests.behaviour.relay_helpers import (
     refusal,
     relaying,
 )
+from tests.ports import unused_port
 from tests.upstream import (
     Accept,
     Fault,
@@ -36,7 +37,6 @@ from tests.upstream import (
     event,
     full_backlog,
     openai_stream,
-    unused_port,
 )
 
 if TYPE_CHECKING:

@@ -23,6 +23,7 @@ from backends.openai.accounts import RelayAccounts
 from backends.openai.ledger import LedgerRow
 from backends.relay import Outcome
 from daemon.control.relay_metrics import RelayCollector
+from tests.ports import unused_port
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 DEPLOY = REPOSITORY / "deploy"
@@ -39,12 +40,6 @@ def folder() -> Iterator[Path]:
     # pytest's own folders are often longer than a Unix socket's path may be.
     with tempfile.TemporaryDirectory(prefix="streaming-daemon-deploy-") as name:
         yield Path(name)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @contextmanager
@@ -129,7 +124,7 @@ def relayed_families_and_labels() -> tuple[set[str], set[str]]:
 
 
 def test_alerts_and_dashboard_name_metrics_that_exist(folder: Path) -> None:
-    port = free_port()
+    port = unused_port()
     with running_daemon(folder, port) as path:
         assert stream_once(path).endswith(b"data: [DONE]\n\n")
         page = read_page(port, "/metrics")
@@ -166,7 +161,7 @@ def under_profile(*command: str) -> list[str]:
 
 
 def test_the_daemon_streams_under_the_containers_profile(folder: Path) -> None:
-    port = free_port()
+    port = unused_port()
     with running_daemon(folder, port, *under_profile()) as path:
         answer = stream_once(path)
         page = read_page(port, "/metrics")

@@ -24,7 +24,7 @@ from daemon.control.http.application import Options, build
 from daemon.control.http.errors import ApiError
 from daemon.control.http.routing import Router, Served, UpstreamModels
 from daemon.control.monitoring import Answer, json_answer
-from tests.apache.environment import free_port
+from tests.ports import unused_port
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Generator, Iterator, Mapping
@@ -237,7 +237,7 @@ def application(stage: Stage) -> FastAPI:
 @contextmanager
 def running_stage() -> Generator[Stage]:
     """The server on a thread of its own, on a free port of loopback."""
-    stage = Stage(free_port())
+    stage = Stage(unused_port())
     server = uvicorn.Server(
         uvicorn.Config(
             application(stage), port=stage.port, log_level="critical", lifespan="off", timeout_graceful_shutdown=1

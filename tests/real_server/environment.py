@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import contextlib
 import json
-import socket
 import subprocess
 import time
 import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from tests.ports import unused_port
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator
@@ -75,12 +76,6 @@ def wait_until(condition: Callable[[], bool], what: str, seconds_max: float = 10
     return time.monotonic() - started_s
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 @contextlib.contextmanager
 def running(folder: Path) -> Generator[RealServer]:
     """Make the model, start the server on it, and stop it afterwards."""
@@ -88,7 +83,7 @@ def running(folder: Path) -> Generator[RealServer]:
         raise RuntimeError(f"There is no real server in {INSTALLED}. Install it with:\n    make real-server")
     model = folder / "tiny.gguf"
     subprocess.run([PYTHON, HERE / "make_model.py", model], check=True)
-    server = RealServer(_free_port(), folder / "server.log")
+    server = RealServer(unused_port(), folder / "server.log")
     with server.log.open("wb") as log:
         command = [str(PYTHON), str(HERE / "serve.py"), str(model), str(server.port), API_KEY]
         process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)

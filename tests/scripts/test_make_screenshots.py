@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from scripts import make_screenshots
-from tests.apache.environment import free_port
 from tests.behaviour.daemon_process import Daemon
 from tests.page.conftest import configured, running, url_of
 from tests.page.test_mel import write_tone
+from tests.ports import unused_port
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -42,7 +42,7 @@ def test_every_tab_is_photographed_light_and_dark(url: str, tmp_path: Path) -> N
 
 
 def test_a_server_that_is_not_there_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert make_screenshots.main([f"http://127.0.0.1:{free_port()}/", "--output", str(tmp_path)]) == 1
+    assert make_screenshots.main([f"http://127.0.0.1:{unused_port()}/", "--output", str(tmp_path)]) == 1
     assert "does not do what is photographed" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
 

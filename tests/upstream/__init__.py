@@ -5,7 +5,7 @@ from __future__ import annotations
 from tests.upstream.events import ask_usage, chunk, comment, delta, error_event, event, openai_stream, tool_call
 from tests.upstream.plan import After, Fault, Framing, Gate, Plan, Wait
 from tests.upstream.records import Request
-from tests.upstream.server import Accept, Upstream, full_backlog, unused_port
+from tests.upstream.server import Accept, Upstream, full_backlog
 
 __all__ = [
     "Accept",
@@ -26,5 +26,4 @@ __all__ = [
     "full_backlog",
     "openai_stream",
     "tool_call",
-    "unused_port",
 ]

@@ -237,14 +237,6 @@ class Upstream:
         self.journal.wait(lambda: request.sent_bytes >= byte_count, f"{byte_count} bytes sent", timeout_s)
 
 
-def unused_port() -> int:
-    """A port of 127.0.0.1 that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
 @contextlib.contextmanager
 def full_backlog(path: str = "") -> Generator[int]:
     """A listener that accepts nobody and whose queue is full: a connect hangs. Its port, or 0 with a Unix `path`."""

@@ -16,6 +16,7 @@ import h2.events
 import pytest
 
 from tests.behaviour.daemon_process import ROOT
+from tests.ports import unused_port
 from tests.upstream import (
     Accept,
     After,
@@ -29,7 +30,6 @@ from tests.upstream import (
     ask_usage,
     full_backlog,
     openai_stream,
-    unused_port,
 )
 from tests.upstream.patterns import PATTERNS, names, plan_named
 from tests.upstream.plan import render

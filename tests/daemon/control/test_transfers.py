@@ -18,6 +18,7 @@ from daemon.plane import messages as m
 from daemon.plane import state as st
 from tests.daemon.control.channels import Channels
 from tests.daemon.control.transfer_plane import Plane, origin, plain_origin
+from tests.ports import unused_port
 from tests.upstream import (
     Accept,
     After,
@@ -29,7 +30,6 @@ from tests.upstream import (
     Wait,
     full_backlog,
     openai_stream,
-    unused_port,
 )
 from tests.upstream.certificate import make_certificate, server_context
 
