@@ -139,6 +139,9 @@ class Outcome(NamedTuple):
     malformed_events: int
     cancel_s: float | None = None  # from the client's leaving to the upstream's connection closed, where it is known
     stale_retries: int = 0  # kept connections that turned out to be dead, replaced without a word
+    # What the client was told, where an answer in one piece was made of the stream; None: what the stream itself said.
+    status: int | None = None  # of HTTP; 0: it left before there was one
+    error: str = ""  # as `code: message`
 
 
 class Relay:

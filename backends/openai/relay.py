@@ -254,7 +254,10 @@ class OpenAIRelay(Relay):
             # Of a stream that was never answered it is not known that it cost anything.
             prompt = -(-self._prompt_characters // CHARACTERS_PER_TOKEN) if has_begun else 0
         error = self._error
-        status = self._error_status if error is not None else 200 if has_begun or outcome.bytes_sent else 0
+        status = outcome.status
+        if status is None:
+            status = self._error_status if error is not None else 200 if has_begun or outcome.bytes_sent else 0
+        told = outcome.error if error is None else f"{error.code}: {error.message}"
         return LedgerRow(
             time=_rfc3339(self._shared.wall_clock()) if self._shared.ledger.is_on else "",
             request_id=self.request_id,
@@ -271,7 +274,7 @@ class OpenAIRelay(Relay):
             retries=max(0, self._attempt_count - 1),
             end_reason=outcome.reason,
             status=status,
-            error="" if error is None else f"{error.code}: {error.message}"[:ERROR_CHARACTERS_MAX],
+            error=told[:ERROR_CHARACTERS_MAX],
         )
 
 

@@ -144,6 +144,8 @@ class Planes:
         plane_has_ended = self._join_data_plane()
         if plane_has_ended:
             self.admission.settle(functools.partial(last_events, self.plane))
+        if self.relays is not None:
+            self.relays.settle()
         transfers_have_ended = True
         if self.relays is not None and self.relays.transfers is not None:
             self.reachability.close()

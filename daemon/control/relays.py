@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from daemon.control.reachability import Reachability
     from daemon.control.resolver import Resolver
     from daemon.control.streams import Stream
+    from daemon.control.told import Told
     from daemon.control.transfers import Transfers
 
 logger = logging.getLogger(__name__)
@@ -92,6 +93,7 @@ class Relayed:
         "number",
         "relay",
         "timer",
+        "told",
         "usage",
     )
 
@@ -107,6 +109,7 @@ class Relayed:
         self.by_worker = False
         self.timer: asyncio.TimerHandle | None = None
         self.usage: EventRecord | None = None
+        self.told: Told | None = None  # set where the stream is read here, and its client gets an answer in one piece
 
 
 class _Parts(NamedTuple):
@@ -137,6 +140,7 @@ class Relays:
         self.count = 0
         self._series_numbers: dict[tuple[str, str], int] = {_OTHER: 0}
         self._endpoints = Endpoints(writer.add)
+        self._untold: dict[Told, tuple[Relay, Outcome]] = {}  # over, but not what their clients get
         self._rare = RareLog(logger)
         resolver.changed = self._forget
 
@@ -160,7 +164,7 @@ class Relays:
     def abandon(self, relayed: Relayed) -> None:
         """The stream is not opened, because its client has left meanwhile."""
         relayed.attempt = None
-        relayed.relay.ended(_refused())
+        self._account(relayed, _refused())
 
     def begin(self, stream: Stream) -> None:
         """Its OPEN is on its way: make the attempt that was chosen."""
@@ -358,8 +362,28 @@ class Relays:
             self.transfers.cancel(stream.slot, stream.generation, closed)
         self._let_go(relayed)
         relayed.attempt = None
-        relayed.relay.ended(_outcome(record, relayed.usage))
+        self._account(relayed, _outcome(record, relayed.usage))
         relayed.kept.clear()
+
+    def _account(self, relayed: Relayed, outcome: Outcome) -> None:
+        """Have the backend account for it: with what its client was told, once somebody knows."""
+        if relayed.told is None:
+            relayed.relay.ended(outcome)
+            return
+        self._untold[relayed.told] = relayed.relay, outcome
+        relayed.told.when_known(self._on_told)
+
+    def _on_told(self, told: Told) -> None:
+        found = self._untold.pop(told, None)
+        if found is not None:  # otherwise the daemon has ended meanwhile
+            relay, outcome = found
+            relay.ended(outcome._replace(status=told.status, error=told.error))
+
+    def settle(self) -> None:
+        """The daemon ends, and nobody tells any more: what is left has ended as the plane saw it."""
+        while self._untold:
+            relay, outcome = self._untold.popitem()[1]
+            relay.ended(outcome)
 
 
 def _request(attempt: Attempt) -> bytes:

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
     from daemon.control.http.interface import Ticket
     from daemon.control.monitoring import Page
+    from daemon.control.told import Told
 
 MODEL = "stage-1"
 START_SECONDS_MAX = 20.0
@@ -208,9 +209,13 @@ class StageFront:
         return Played(request.prompt)
 
     def respond(self, ticket: Ticket, headers: Mapping[str, str], content_type: str = "text/event-stream") -> Response:
-        return StreamingResponse(self.read(ticket), headers=dict(headers), media_type=content_type)
+        return StreamingResponse(self._played(ticket), headers=dict(headers), media_type=content_type)
 
-    async def read(self, ticket: Ticket) -> AsyncIterator[bytes]:
+    def read(self, ticket: Ticket, told: Told) -> AsyncIterator[bytes]:
+        del told
+        return self._played(ticket)
+
+    async def _played(self, ticket: Ticket) -> AsyncIterator[bytes]:
         assert isinstance(ticket, Played)
         question = ticket.question
         script = next((play for name, play in SCRIPTS.items() if re.match(rf"{name}\b", question)), answered)

@@ -20,9 +20,10 @@ from daemon.control.http.aggregation import Assembly, EventReader
 from daemon.control.http.body import collector_paused, read_json_body
 from daemon.control.http.errors import ApiError
 from daemon.control.http.interface import StreamCut
-from daemon.control.http.middleware import caller_of
+from daemon.control.http.middleware import FAILED, caller_of
 from daemon.control.http.requests import ChatCompletionRequest, CompletionRequest
 from daemon.control.http.validation import parse
+from daemon.control.told import Told
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Coroutine
@@ -111,18 +112,29 @@ class Completions:
         return headers
 
     async def _whole(self, request: Request, ticket: Ticket, assembly: Assembly) -> Response:
-        whole = await _unless_left(request, self._collect(ticket, assembly))
-        if whole is None:
-            return Response(status_code=400)  # which nobody reads
-        return Response(
-            msgspec.json.encode(whole), headers={"Cache-Control": "no-store"}, media_type="application/json"
-        )
+        told = Told()
+        status, error = 0, ""  # the client leaves, or the daemon ends
+        try:
+            whole = await _unless_left(request, self._collect(ticket, assembly, told))
+            if whole is None:
+                return Response(status_code=400)  # which nobody reads
+            body = msgspec.json.encode(whole)
+            status = 200
+        except ApiError as failed:
+            status, error = failed.status, f"{failed.code or 'error'}: {failed.message}"
+            raise
+        except Exception:
+            status, error = 500, f"internal_error: {FAILED}"  # as the middleware says it
+            raise
+        finally:
+            told.tell(status, error)
+        return Response(body, headers={"Cache-Control": "no-store"}, media_type="application/json")
 
-    async def _collect(self, ticket: Ticket, assembly: Assembly) -> dict[str, Any]:
+    async def _collect(self, ticket: Ticket, assembly: Assembly, told: Told) -> dict[str, Any]:
         """The whole answer. Raises ApiError."""
         bounds = self._bounds
         try:
-            await asyncio.wait_for(self._read(ticket, assembly), bounds.answer_seconds_max)
+            await asyncio.wait_for(self._read(ticket, assembly, told), bounds.answer_seconds_max)
         except (asyncio.TimeoutError, TimeoutError):  # before Python 3.11 they are two
             message = f"the answer took longer than {bounds.answer_seconds_max:g} s: ask for it as a stream"
             raise ApiError(504, "timeout", message) from None
@@ -130,11 +142,11 @@ class Completions:
             raise ApiError(502, "stream_cut", "the answer was cut off before its end") from None
         return assembly.result()
 
-    async def _read(self, ticket: Ticket, assembly: Assembly) -> None:
+    async def _read(self, ticket: Ticket, assembly: Assembly, told: Told) -> None:
         reader = EventReader()
         length, limit = 0, self._bounds.answer_bytes_max
         # Closing it ends the stream, whatever else happens here.
-        async with aclosing(cast("AsyncGenerator[bytes, None]", self._front.read(ticket))) as chunks:
+        async with aclosing(cast("AsyncGenerator[bytes, None]", self._front.read(ticket, told))) as chunks:
             async for chunk in chunks:
                 length += len(chunk)
                 if length > limit:

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from daemon.control.adoption import Entry
     from daemon.control.http.interface import Ticket
     from daemon.control.http.taking import Taken
+    from daemon.control.told import Told
 
 ERROR_BYTES_MAX = 65_536
 _STREAM_HEADERS = {"cache-control": "no-cache, no-transform", "x-accel-buffering": "no"}
@@ -84,8 +85,11 @@ class HttpFront:
         assert isinstance(ticket, HttpTicket), "it was let in here"
         return StreamResponse(self, ticket, headers, content_type or ticket.entry.content_type)
 
-    async def read(self, ticket: Ticket) -> AsyncGenerator[bytes]:
+    async def read(self, ticket: Ticket, told: Told) -> AsyncGenerator[bytes]:
         """See the interface."""
+        assert isinstance(ticket, HttpTicket), "it was let in here"
+        if ticket.entry.relayed is not None:
+            ticket.entry.relayed.told = told
         stream = self.open(ticket)
         try:
             await stream.open()

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from starlette.responses import Response
 
     from backends.interface import Request
+    from daemon.control.told import Told
 
 
 class Ticket(Protocol):
@@ -36,8 +37,8 @@ class Front(Protocol):
         """The response that streams it: takes the client's socket, or forwards where that cannot be taken (TLS)."""
         ...
 
-    def read(self, ticket: Ticket) -> AsyncIterator[bytes]:
-        """The stream's body, read here: for answers that are put together first.
+    def read(self, ticket: Ticket, told: Told) -> AsyncIterator[bytes]:
+        """The stream's body, read here: for answers that are put together first, whose clients are `told` something.
 
         Raises ApiError where the stream is refused or fails before its first byte, and StreamCut where it ends
         without its true end. Closing the iterator ends the stream.

@@ -137,6 +137,8 @@ class HttpServer:
             _, late = await asyncio.wait(tasks, timeout=CLOSE_WAIT_S)
             for task in late:
                 task.cancel()
+            if late:  # their streams are accounted for as they end
+                await asyncio.wait(late, timeout=CLOSE_WAIT_S)
         for connection in list(self._state.connections):
             connection.transport.abort()
 

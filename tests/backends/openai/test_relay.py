@@ -395,6 +395,19 @@ def test_the_row_of_a_stream_that_was_cut(tmp_path: Path) -> None:
     assert row["error"].startswith("upstream_disconnected: ")
 
 
+@pytest.mark.parametrize(("status", "error"), [(504, "timeout: too long"), (0, "")])
+def test_the_row_of_an_answer_in_one_piece(tmp_path: Path, status: int, error: str) -> None:
+    row = row_of(tmp_path, "client_gone", bytes_sent=90, first_token_s=0.5, status=status, error=error)
+    assert (row["status"], row["error"]) == (status, error)
+
+
+def test_the_row_of_an_answer_in_one_piece_that_was_cut(tmp_path: Path) -> None:
+    cut = failure(FailureKind.CUT, is_streaming=True)
+    row = row_of(tmp_path, "cut", (cut,), bytes_sent=90, token_count=4, first_token_s=0.5, status=502, error="a: b")
+    assert row["status"] == 502
+    assert row["error"].startswith("upstream_disconnected: "), "what the relay itself knows is more"
+
+
 def test_the_row_of_a_client_that_left_before_the_first_token(tmp_path: Path) -> None:
     row = row_of(tmp_path, "client_gone")
     assert (row["status"], row["prompt_tokens"], row["completion_tokens"], row["error"]) == (0, 0, 0, "")

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from backends.interface import Request
     from daemon.control.http.errors import ApiError
     from daemon.control.http.interface import Ticket
+    from daemon.control.told import Told
 
 STREAM_HEADERS = {"Cache-Control": "no-cache, no-transform", "X-Accel-Buffering": "no"}
 TEST_ONLY = Served(frozenset({"mock", "test_model"}))
@@ -90,6 +91,7 @@ class FakeFront:
         self.failure: Exception | None = None  # after all that it says
         self.pause_s = 0.0  # before the last thing it says
         self.tickets: list[FakeTicket] = []
+        self.told: list[Told] = []
         self.closed_count = 0
 
     def admit(self, backend: str, request: Request, *, user: str = "", has_upload: bool = False) -> FakeTicket:
@@ -104,8 +106,9 @@ class FakeFront:
             self._said(self._used(ticket)), headers={**STREAM_HEADERS, **headers}, media_type=content_type
         )
 
-    async def read(self, ticket: Ticket) -> AsyncIterator[bytes]:
+    async def read(self, ticket: Ticket, told: Told) -> AsyncIterator[bytes]:
         used = self._used(ticket)
+        self.told.append(told)
         try:
             async for piece in self._said(used):
                 yield piece
