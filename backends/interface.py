@@ -37,13 +37,15 @@ class BackendError(Exception):
     # Of a subclass that does not call this constructor.
     status = 500
     message = "the backend failed"
+    param: str | None = None
 
-    def __init__(self, status: int, message: str) -> None:
-        """`status` is 400 to 599; 502 and 504 are what a failing upstream usually means."""
+    def __init__(self, status: int, message: str, *, param: str | None = None) -> None:
+        """`status` is 400 to 599; 502 and 504 usually mean a failing upstream. `param` is the field at fault."""
         assert 400 <= status <= 599, f"{status} is no error"
         super().__init__(message)
         self.status = status
         self.message = str(message)  # an exception is often given in place of its text
+        self.param = param
 
 
 class OptionError(ValueError):

@@ -323,7 +323,7 @@ def _asked(raw: bytes) -> Asked:
 
 
 def _refuse(field: str, why: str) -> NoReturn:
-    raise BackendError(400, f"field `{field}` of the request: {why}")
+    raise BackendError(400, f"field `{field}` of the request: {why}", param=field)
 
 
 def _prompts(asked: Asked, *, is_chat: bool) -> list[str | list[int]]:

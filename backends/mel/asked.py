@@ -41,6 +41,7 @@ _NUMBERS = {
 }
 _TEXTS = {"language": 8}  # and the most characters
 _KNOWN = sorted(_CHOICES.keys() | _NUMBERS.keys() | _TEXTS.keys())
+NAME_CHARACTERS_MAX = 64  # of a field that is not known, in what its sender is told
 _OF_TEXT = ("language", "beam_size")  # only with `transcribe`
 _OF_FEATURES = ("bins", "normalisation", "dtype")  # only without
 _UPLOADS = "WAV, s16le and f32le"
@@ -78,7 +79,9 @@ def asked(request: Request, defaults: MelBackend, transcriber: Transcriber | Non
     except BackendError as error:
         if request.endpoint != "audio":
             raise
-        raise BackendError(error.status, error.message.replace("field `options.", "parameter `")) from None
+        message = error.message.replace("field `options.", "parameter `")
+        param = None if error.param is None else error.param.removeprefix("options.")
+        raise BackendError(error.status, message, param=param) from None
 
 
 def _asked(request: Request, defaults: MelBackend, transcriber: Transcriber | None) -> Asked:
@@ -87,16 +90,16 @@ def _asked(request: Request, defaults: MelBackend, transcriber: Transcriber | No
     if options is None:
         options = {}
     if not isinstance(options, dict):
-        raise BackendError(400, "field `options`: an object is expected")
+        raise _wrong("options", "an object is expected")
     values = _checked(cast("dict[str, Any]", options))
     path = said.get("audio_path")
     if path is None:
         values.setdefault("sample_format", _of_content_type(request.headers) or defaults.sample_format)
     elif not isinstance(path, str):
-        raise BackendError(400, "field `audio_path`: a text is expected")
+        raise _wrong("audio_path", "a text is expected")
     elif request.headers:
         # Whoever hands over has decided what its client may hear; who comes over HTTP has not been asked.
-        raise BackendError(403, "field `audio_path`: over HTTP the audio is the request's body")
+        raise _wrong("audio_path", "over HTTP the audio is the request's body", 403)
     section = {
         **msgspec.structs.asdict(defaults),
         "transcribe": False,
@@ -106,25 +109,25 @@ def _asked(request: Request, defaults: MelBackend, transcriber: Transcriber | No
     if values.get("transcribe"):
         values.update(_of_model(values, defaults, transcriber))
     elif given := [name for name in _OF_TEXT if name in values]:
-        raise BackendError(400, f"field `options.{given[0]}`: it goes with `transcribe`")
+        raise _wrong(f"options.{given[0]}", "it goes with `transcribe`")
     return Asked(audio_path=path, **{name: values.get(name, section[name]) for name in Asked._fields[1:]})
 
 
 def _of_model(values: dict[str, Any], defaults: MelBackend, transcriber: Transcriber | None) -> dict[str, Any]:
     """What a request for text leaves no choice of."""
     if transcriber is None:
-        raise BackendError(501, "field `options.transcribe`: this server has no model (backend.mel.transcribe_model)")
+        raise _wrong("options.transcribe", "this server has no model (backend.mel.transcribe_model)", 501)
     if values.get("format", "sse") != "sse":
-        raise BackendError(400, "field `options.format`: text comes as `sse`")
+        raise _wrong("options.format", "text comes as `sse`")
     for name in _OF_FEATURES:
         if name in values:
-            raise BackendError(400, f"field `options.{name}`: with `transcribe` the model says it")
+            raise _wrong(f"options.{name}", "with `transcribe` the model says it")
     if values.get("beam_size", 1) > defaults.transcribe_beam_size_max:
         most = defaults.transcribe_beam_size_max
-        raise BackendError(400, f"field `options.beam_size`: an integer from 1 to {most} is expected")
+        raise _wrong("options.beam_size", f"an integer from 1 to {most} is expected")
     if not transcriber.knows(values.get("language", "")):
         known = ", ".join(transcriber.languages) if transcriber.is_multilingual else "en"
-        raise BackendError(400, f"field `options.language`: the model knows {known}")
+        raise _wrong("options.language", f"the model knows {known}")
     return {"format": "sse", "bins": transcriber.bins, "normalisation": "whisper"}
 
 
@@ -134,15 +137,24 @@ def _checked(options: dict[str, Any]) -> dict[str, Any]:
         if choices is not None:
             if not any(value == choice and type(value) is type(choice) for choice in choices):
                 status = 415 if name == "sample_format" else 400
-                raise BackendError(status, f"field `options.{name}`: known are {', '.join(map(str, choices))}")
+                raise _wrong(f"options.{name}", f"known are {', '.join(map(str, choices))}", status)
         elif name in _TEXTS:
             if not isinstance(value, str) or len(value) > _TEXTS[name]:
-                raise BackendError(400, f"field `options.{name}`: a text of at most {_TEXTS[name]} letters is expected")
+                raise _wrong(f"options.{name}", f"a text of at most {_TEXTS[name]} letters is expected")
         elif bounds is None:
-            raise BackendError(400, f"field `options`: it has a field that is not known; known are {', '.join(_KNOWN)}")
+            raise _wrong(f"options.{_shown(name)}", f"it is not known; known are {', '.join(_KNOWN)}")
         elif type(value) is not int or not bounds[0] <= value <= bounds[1]:
-            raise BackendError(400, f"field `options.{name}`: an integer from {bounds[0]} to {bounds[1]} is expected")
+            raise _wrong(f"options.{name}", f"an integer from {bounds[0]} to {bounds[1]} is expected")
     return dict(options)
+
+
+def _wrong(field: str, why: str, status: int = 400) -> BackendError:
+    return BackendError(status, f"field `{field}`: {why}", param=field)
+
+
+def _shown(name: str) -> str:
+    """A name that a client made up."""
+    return "".join(character if " " <= character <= "~" else "?" for character in name[:NAME_CHARACTERS_MAX])
 
 
 def _of_content_type(headers: Mapping[str, str]) -> SampleFormat | None:
@@ -151,5 +163,5 @@ def _of_content_type(headers: Mapping[str, str]) -> SampleFormat | None:
     if kind in _WAV_TYPES:
         return "wav"
     if kind.startswith(("audio/", "video/")) and kind not in _RAW_TYPES:
-        raise BackendError(415, f"header `content-type`: uploads may be {_UPLOADS}")
+        raise BackendError(415, f"header `content-type`: uploads may be {_UPLOADS}", param="content-type")
     return None

@@ -488,7 +488,7 @@ def _refusal_of(error: BaseException, name: str) -> Refusal:
         refusal.param, refusal.body, refusal.content_type = error.param, error.body, error.content_type
         return refusal
     if isinstance(error, BackendError):
-        return Refusal(error.status, "backend_error", error.message)
+        return Refusal(error.status, "backend_error", error.message, param=error.param)
     logger.error("backend failed", exc_info=error, extra={"backend": name})
     return Refusal(500, "backend_error", "the backend failed")
 

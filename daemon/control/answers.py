@@ -53,6 +53,7 @@ _ERROR_TYPES = {
     504: "timeout",
 }
 DETAIL_CHARACTERS_MAX = 500  # a refusal must fit in one command, however its detail has to be escaped
+PARAM_CHARACTERS_MAX = 100
 EVENT_CHARACTERS_MAX = 150  # and an error event in what the plane keeps free for it
 
 
@@ -95,16 +96,22 @@ def envelope(status: int, detail: str, code: str | None, param: str | None = Non
 
 
 def problem(
-    status: int, code: str, detail: str, style: Format = "content", retry_after_s: int = 0, lines: bytes = b""
+    status: int,
+    code: str,
+    detail: str,
+    style: Format = "content",
+    retry_after_s: int = 0,
+    lines: bytes = b"",
+    param: str | None = None,
 ) -> bytes:
     """A whole response that refuses: the status, why, and when to come back where that is known.
 
-    `lines` are more header lines, each ended by CR LF.
+    `lines` are more header lines, each ended by CR LF; `param` is the field at fault, which OpenAI's envelope names.
     """
     detail = _sayable(detail, DETAIL_CHARACTERS_MAX)
     if style == "openai":
         kind = b"application/json"
-        body = envelope(status, detail, code)
+        body = envelope(status, detail, code, None if param is None else _sayable(str(param), PARAM_CHARACTERS_MAX))
     else:
         kind = b"application/problem+json"
         body = msgspec.json.encode(
@@ -142,6 +149,7 @@ def either(
     retry_after_s: int = 0,
     *,
     lines: bytes | None = None,
+    param: str | None = None,
 ) -> Ending:
     """The payload of a STOP. A raw stream has no events: once its head has left it can only be cut.
 
@@ -149,7 +157,7 @@ def either(
     OpenAI's envelope.
     """
     detail = detail[:EVENT_CHARACTERS_MAX]
-    response = problem(status, code, detail, style if lines is None else "openai", retry_after_s, lines or b"")
+    response = problem(status, code, detail, style if lines is None else "openai", retry_after_s, lines or b"", param)
     event = b"" if style == "raw" else error_event(status, code, detail)
     assert len(response) + len(event) <= PAYLOAD_BYTES_MAX
     return Ending(response + event, len(response))

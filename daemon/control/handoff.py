@@ -34,7 +34,9 @@ _WHERE = re.compile(r"^(.*?)(?: - at `\$\.?(.*)`)?$", re.DOTALL)
 class Refusal(Exception):  # noqa: N818  (it is no error of ours: the client gets an answer)
     """A handoff that gets an answer in place of a stream. `code` is also the label of the metric."""
 
-    def __init__(self, status: int, code: str, detail: str, retry_after_s: int = 0) -> None:
+    def __init__(
+        self, status: int, code: str, detail: str, retry_after_s: int = 0, *, param: str | None = None
+    ) -> None:
         """`detail` goes to the client; it never holds a value of the request."""
         super().__init__(code)
         self.status = status
@@ -42,7 +44,7 @@ class Refusal(Exception):  # noqa: N818  (it is no error of ours: the client get
         self.detail = detail
         self.retry_after_s = retry_after_s
         # What the HTTP front says beyond that: the field at fault, and an upstream's own answer.
-        self.param: str | None = None
+        self.param = param
         self.body = b""
         self.content_type = "application/json"
 

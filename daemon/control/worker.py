@@ -132,7 +132,7 @@ class Worker:
             # What a client got wrong is answered, and no news for the operator.
             level = logging.WARNING if error.status >= 500 else logging.DEBUG
             logger.log(level, "backend failed with status %d", error.status, extra={"backend": job.name})
-            self._fail(job, st.BACKEND_ERROR, error.status, error.message)
+            self._fail(job, st.BACKEND_ERROR, error.status, error.message, error.param)
         except BodyTruncated as error:
             self._fail(job, st.BODY_TRUNCATED, 400, str(error) or "the upload ended before its end")
         # The backend is the user's own code: nothing it raises may end the thread, asyncio's CancelledError included.
@@ -328,9 +328,9 @@ class Worker:
         head, head_flag = self._take_head(job)
         self._push_inline(job, end, head, m.COMPLETE | head_flag, kind=m.FINISH)
 
-    def _fail(self, job: Job, reason: int, status: int, message: str) -> None:
+    def _fail(self, job: Job, reason: int, status: int, message: str, param: str | None = None) -> None:
         """An end that is no true one: a response of its own if nothing has left yet, otherwise an error event."""
-        ending = either(status, st.REASONS[reason], message, job.style, lines=job.lines)
+        ending = either(status, st.REASONS[reason], message, job.style, lines=job.lines, param=param)
         slot, generation, head_bytes = job.slot, job.generation, ending.head_bytes
         command = pack(
             ending.payload, kind=m.STOP, slot=slot, generation=generation, head_bytes=head_bytes, reason=reason

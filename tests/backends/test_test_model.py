@@ -339,7 +339,8 @@ def test_what_is_wrong_is_named(said: dict[str, object], field: str, right: str)
         with pytest.raises(BackendError) as refused:
             UNPACED.open(requested(endpoint, **said))
         assert refused.value.status == 400
-        assert refused.value.message.startswith(f"field `{field}")
+        assert str(refused.value.param).startswith(field)
+        assert refused.value.message.startswith(f"field `{refused.value.param}`")
         assert right in refused.value.message
 
 

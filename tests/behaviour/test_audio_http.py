@@ -153,23 +153,34 @@ def test_text_of_an_upload(daemon: Daemon) -> None:
 
 
 @pytest.mark.parametrize(
-    ("query", "arguments", "status", "word"),
+    ("query", "arguments", "status", "word", "param"),
     [
-        ("?bins=81", ["-d", "x"], 400, "parameter `bins`: known are 80, 128"),
-        ("?bins=80&bins=80", ["-d", "x"], 400, "parameter `bins`: it is there twice"),
-        ("?speed=2", ["-d", "x"], 400, "sample_rate"),
-        ("?transcribe=yes", ["-d", "x"], 400, "parameter `transcribe`"),
-        ("", ["-X", "POST"], 400, "there is no audio"),
-        ("", ["-H", "Content-Type: audio/mpeg", "-d", "x"], 415, "WAV, s16le and f32le"),
-        ("", ["-H", "Content-Encoding: gzip", "-d", "x"], 415, "Content-Encoding"),
-        ("", ["-H", "Origin: https://elsewhere.example", "-d", "x"], 415, "Content-Type: audio/wav"),
-        ("", ["-H", "Content-Length: 600000000", "-H", "Expect: 100-continue", "-d", "x"], 413, "500000000"),
+        ("?bins=81", ["-d", "x"], 400, "parameter `bins`: known are 80, 128", "bins"),
+        ("?bins=80&bins=80", ["-d", "x"], 400, "parameter `bins`: it is there twice", "bins"),
+        ("?speed=2", ["-d", "x"], 400, "parameter `speed`: it is not known; known are beam_size, bins", "speed"),
+        ("?sp%C3%A9%0Ad=2", ["-d", "x"], 400, "parameter `sp??d`: it is not known", "sp??d"),
+        (f"?{'x' * 500}=2", ["-d", "x"], 400, f"parameter `{'x' * 64}`: it is not known", "x" * 64),
+        ("?channels=100", ["-d", "x"], 400, "parameter `channels`: an integer from 1 to", "channels"),
+        ("?sample_format=mp3", ["-d", "x"], 415, "parameter `sample_format`: known are", "sample_format"),
+        ("?transcribe=yes", ["-d", "x"], 400, "parameter `transcribe`", "transcribe"),
+        ("?language=de", ["-d", "x"], 400, "parameter `language`: it goes with `transcribe`", "language"),
+        ("?transcribe=true&bins=80", ["-d", "x"], 400, "parameter `bins`: with `transcribe`", "bins"),
+        ("?transcribe=true&language=xx", ["-d", "x"], 400, "parameter `language`: the model knows", "language"),
+        ("", ["-X", "POST"], 400, "there is no audio", None),
+        ("", ["-H", "Content-Type: audio/mpeg", "-d", "x"], 415, "WAV, s16le and f32le", "content-type"),
+        ("", ["-H", "Content-Encoding: gzip", "-d", "x"], 415, "Content-Encoding", "content-encoding"),
+        ("", ["-H", "Origin: https://a.example", "-d", "x"], 415, "Content-Type: audio/wav", "content-type"),
+        ("", ["-H", "Content-Length: 600000000", "-H", "Expect: 100-continue", "-d", "x"], 413, "500000000", None),
     ],
 )
-def test_what_is_refused_says_why(daemon: Daemon, query: str, arguments: list[str], status: int, word: str) -> None:
+def test_what_is_refused_says_why_and_names_the_field(
+    daemon: Daemon, query: str, arguments: list[str], status: int, word: str, param: str | None
+) -> None:
     got, headers, body = curl(daemon, query, *arguments)
     assert (got, headers["content-type"]) == (status, "application/json")
-    assert word in error_of(body)["message"]
+    error = error_of(body)
+    assert word in error["message"]
+    assert error["param"] == param
 
 
 def test_frames_leave_while_audio_arrives_and_a_client_that_leaves_frees_all(daemon: Daemon) -> None:
@@ -237,20 +248,24 @@ def test_frames_leave_a_socket_while_audio_arrives(daemon: Daemon) -> None:
 
 
 @pytest.mark.parametrize(
-    ("messages", "code", "word"),
+    ("messages", "word", "param"),
     [
-        (["no JSON"], 1008, "the first message"),
-        ([b"audio"], 1008, "the first message"),
-        (['{"bins":81}'], 1008, "parameter `bins`"),
-        (['{"format":"mp3"}'], 1008, "parameter `sample_format`"),
-        (['{"transcribe":true}'], 1008, "POST /audio/stream"),
-        (["{}", '{"type":"pause"}'], 1008, '{"type":"end"}'),
-        (["{}", '{"type":"end"}'], 1008, "there is no audio"),
-        (["{}", b"fLaC" + bytes(1000)], 1008, "known are WAV, s16le and f32le"),
-        (['{"format":"wav"}', b"RIFF" + struct.pack("<I", 99), '{"type":"end"}'], 1008, "head"),
+        (["no JSON"], "the first message", None),
+        ([b"audio"], "the first message", None),
+        (['{"bins":81}'], "parameter `bins`", "bins"),
+        (['{"format":"mp3"}'], "parameter `format`: known are auto, wav", "format"),
+        (['{"sample_format":"mp3"}'], "parameter `sample_format`: known are auto, wav", "sample_format"),
+        (['{"format":"wav","speed":2}'], "parameter `speed`: it is not known", "speed"),
+        (['{"transcribe":true}'], "POST /audio/stream", "transcribe"),
+        (["{}", '{"type":"pause"}'], '{"type":"end"}', None),
+        (["{}", '{"type":"end"}'], "there is no audio", None),
+        (["{}", b"fLaC" + bytes(1000)], "known are WAV, s16le and f32le", None),
+        (['{"format":"wav"}', b"RIFF" + struct.pack("<I", 99), '{"type":"end"}'], "head", None),
     ],
 )
-def test_a_socket_says_what_is_wrong_and_closes(daemon: Daemon, messages: list[Any], code: int, word: str) -> None:
+def test_a_socket_says_what_is_wrong_and_closes(
+    daemon: Daemon, messages: list[Any], word: str, param: str | None
+) -> None:
     async def use(client: ClientConnection) -> tuple[list[Any], int | None]:
         for message in messages:
             with suppress(ConnectionClosed):
@@ -258,8 +273,10 @@ def test_a_socket_says_what_is_wrong_and_closes(daemon: Daemon, messages: list[A
         return await everything(client), client.close_code
 
     got, closed_with = with_socket(daemon, use)
-    assert closed_with == code
-    assert word in error_of(got[-1])["message"]
+    assert closed_with == 1008
+    error = error_of(got[-1])
+    assert word in error["message"]
+    assert error["param"] == param
 
 
 def test_a_wav_that_is_cut_is_an_error_after_its_frames(daemon: Daemon) -> None:

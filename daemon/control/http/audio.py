@@ -111,10 +111,17 @@ class Audio:
         caller = self._caller(socket.scope, said.pop("key", None))
         if said.pop("transcribe", False) is not False:
             raise ApiError(400, None, "parameter `transcribe`: text comes by POST /audio/stream", param="transcribe")
-        if "format" in said:
+        is_renamed = "format" in said
+        if is_renamed:
             said["sample_format"] = said.pop("format")  # what is sent; what comes back are blocks
         wanted = _request({**said, "format": "binary"}, _headers(socket.scope, self._hidden), caller)
-        ticket = self._front.admit(BACKEND, wanted, user=caller.limited_as, has_upload=True)
+        try:
+            ticket = self._front.admit(BACKEND, wanted, user=caller.limited_as, has_upload=True)
+        except ApiError as error:
+            if not is_renamed or error.param != "sample_format":
+                raise
+            message = error.message.replace("`sample_format`", "`format`")  # as the client wrote it
+            raise ApiError(error.status, error.code, message, param="format") from None
         return self._front.open(ticket)
 
     def _check_origin(self, headers: dict[str, str]) -> None:

@@ -100,7 +100,7 @@ def test_a_raw_stream_has_no_events() -> None:
 def test_however_long_the_detail_everything_fits(character: str) -> None:
     detail = character * 100_000
     assert len(problem(400, "unknown_backend", detail)) <= PAYLOAD_BYTES_MAX
-    ending = either(500, "backend_error", detail)
+    ending = either(500, "backend_error", detail, lines=b"X-Request-Id: 1\r\n", param=detail)
     assert len(ending.payload) <= PAYLOAD_BYTES_MAX
     assert len(ending.payload[ending.head_bytes :]) <= RESERVE_BYTES
 

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import ctypes
 import errno
+import json
 import logging
 import os
 import select
@@ -277,6 +278,19 @@ def test_a_backend_that_knows_what_is_wrong_may_say_it(house: House) -> None:
     assert stop.head.startswith(b"HTTP/1.1 502 ")
     assert b"the model is not loaded" in stop.head
     assert b"the model is not loaded" in stop.rest
+
+
+def test_a_backend_may_name_the_field_to_clients_of_the_front(house: House) -> None:
+    def fails(_request: Request) -> Iterator[str | bytes]:
+        raise BackendError(400, "too hot", param="temperature")
+
+    house.run(fails, lines=b"X-Request-Id: 1\r\n")
+    house.started()
+    stop = house.channels.next_command()
+    assert json.loads(stop.head.partition(b"\r\n\r\n")[2])["error"]["param"] == "temperature"
+    house.run(fails)  # a handoff's client gets a problem, which has no such member
+    house.started()
+    assert b"temperature" not in house.channels.next_command().head
 
 
 def test_the_thread_survives_every_failure(house: House) -> None:
