@@ -9,18 +9,13 @@ taken in turn), then [DONE]. Its CPU time per message is nearly all the kernel's
 
 from __future__ import annotations
 
-import contextlib
-import resource
-import select
-import socket
 import sys
-import time
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from config.compilation import compiled, foreign, inlined, types
+from scripts.bench.floor_serving import raise_descriptor_limit, serve
 from scripts.bench.probe import STANDARD_HEAD
 
 if TYPE_CHECKING:
@@ -30,7 +25,6 @@ if TYPE_CHECKING:
 
 _MESSAGE = b'data: {"content":"This is one of the messages, sent by the bare sender loop."}\n\n'
 _DONE = b"data: [DONE]\n\n"
-_SLICE_NS = 250_000_000  # how often Python looks up, for signals
 _ACCEPTS_PER_TURN = 256
 _DATA_BYTES_MAX = 131_072
 _EAGAIN, _SOCK_CLOEXEC, _MSG_NOSIGNAL_DONTWAIT, _MSG_CMSG_CLOEXEC = 11, 0o2000000, 0x4040, 1 << 30
@@ -173,21 +167,14 @@ def main(arguments: Sequence[str]) -> int:
     if len(arguments) not in (2, 3):
         print("python -m scripts.bench.floor SOCKET INTERVAL_MS [MESSAGES]", file=sys.stderr)
         return 2
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    floor = allocate(min(hard, 1 << 20), float(arguments[1]), int(arguments[2]) if len(arguments) == 3 else 18)
+    messages = int(arguments[2]) if len(arguments) == 3 else 18
+    floor = allocate(min(raise_descriptor_limit(), 1 << 20), float(arguments[1]), messages)
     turns_until(floor, 0)  # compiled before anybody can connect
-    with contextlib.suppress(FileNotFoundError):
-        Path(arguments[0]).unlink()
-    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener, contextlib.closing(select.epoll()) as epoll:
-        listener.bind(arguments[0])
-        listener.setblocking(False)
-        listener.listen(4096)
-        epoll.register(listener.fileno(), select.EPOLLIN)
-        floor.numbers[_LISTENER], floor.numbers[_EPOLL] = listener.fileno(), epoll.fileno()
-        with contextlib.suppress(KeyboardInterrupt):
-            while True:
-                turns_until(floor, time.monotonic_ns() + _SLICE_NS)
+
+    def attach(listener: int, epoll: int) -> None:
+        floor.numbers[_LISTENER], floor.numbers[_EPOLL] = listener, epoll
+
+    serve(arguments[0], attach, lambda end_ns: turns_until(floor, end_ns))
     return 0
 
 

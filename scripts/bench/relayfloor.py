@@ -10,19 +10,15 @@ noticed before a send to it fails.
 
 from __future__ import annotations
 
-import contextlib
 import platform
-import resource
-import select
 import socket
 import sys
-import time
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from config.compilation import compiled, foreign, inlined, types
+from scripts.bench.floor_serving import raise_descriptor_limit, serve
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -40,7 +36,6 @@ _LAST_CHUNK = np.frombuffer(b"0\r\n\r\n", np.uint8)
 _DONE_BYTES, _LAST_CHUNK_BYTES = 14, 5
 _DATA_BYTES_MAX = 131_072
 _BUFFER_BYTES = 65_536
-_SLICE_NS = 250_000_000  # how often Python looks up, for signals
 _ACCEPTS_PER_TURN = 256
 
 EVENTS_MAX = 512
@@ -203,21 +198,13 @@ def main(arguments: Sequence[str]) -> int:
     if len(arguments) != 2:
         print("python -m scripts.bench.relayfloor SOCKET PORT|/UPSTREAM_SOCKET", file=sys.stderr)
         return 2
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    floor = allocate(min(hard, 1 << 20), arguments[1])
+    floor = allocate(min(raise_descriptor_limit(), 1 << 20), arguments[1])
     turns_until(floor, 0)  # compiled before anybody can connect
-    with contextlib.suppress(FileNotFoundError):
-        Path(arguments[0]).unlink()
-    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener, contextlib.closing(select.epoll()) as epoll:
-        listener.bind(arguments[0])
-        listener.setblocking(False)
-        listener.listen(4096)
-        epoll.register(listener.fileno(), select.EPOLLIN)
-        floor.numbers[_LISTENER], floor.numbers[_EPOLL] = listener.fileno(), epoll.fileno()
-        with contextlib.suppress(KeyboardInterrupt):
-            while True:
-                turns_until(floor, time.monotonic_ns() + _SLICE_NS)
+
+    def attach(listener: int, epoll: int) -> None:
+        floor.numbers[_LISTENER], floor.numbers[_EPOLL] = listener, epoll
+
+    serve(arguments[0], attach, lambda end_ns: turns_until(floor, end_ns))
     return 0
 
 

@@ -19,6 +19,7 @@ from pathlib import Path
 from string import Template
 
 from tests.ports import unused_port
+from tests.processes import stop
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 EXAMPLE = REPOSITORY / "deploy" / "apache"
@@ -43,7 +44,6 @@ WORKER_COUNT = 4
 # A daemon that finds no compile cache compiles for seconds, on a busy machine for tens of them.
 DAEMON_START_SECONDS_MAX = 90.0
 APACHE_START_SECONDS_MAX = 10.0
-STOP_SECONDS_MAX = 15.0
 
 CONFIGURATION = Template("""\
 ServerRoot $root
@@ -255,14 +255,3 @@ def wait_for_listener(
                 return
         time.sleep(0.02)
     raise RuntimeError(f"{process.args!r} did not listen at {address} within {seconds_max} s:\n{output.read_text()}")
-
-
-def stop(process: subprocess.Popen[bytes]) -> None:
-    """End the process; one that does not end is killed and reported, since that is a bug in what it ran."""
-    process.terminate()
-    try:
-        process.wait(STOP_SECONDS_MAX)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
-        raise

@@ -24,6 +24,7 @@ from backends.openai.ledger import LedgerRow
 from backends.relay import Outcome
 from daemon.control.relay_metrics import RelayCollector
 from tests.ports import unused_port
+from tests.processes import stop
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 DEPLOY = REPOSITORY / "deploy"
@@ -31,7 +32,6 @@ PROFILE = DEPLOY / "docker" / "seccomp-io_uring.json"
 MONITORING_FILES = (DEPLOY / "prometheus" / "alerts.yml", DEPLOY / "grafana" / "dashboard.json")
 
 START_SECONDS_MAX = 90.0
-STOP_SECONDS_MAX = 15.0
 CLONE_NEWUSER = 0x10000000
 
 
@@ -65,13 +65,7 @@ def running_daemon(folder: Path, metrics_port: int, *before: str) -> Generator[P
             wait_until_ready(metrics_port, process, output)
             yield path
         finally:
-            process.terminate()
-            try:
-                process.wait(STOP_SECONDS_MAX)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
-                raise
+            stop(process)
 
 
 def wait_until_ready(metrics_port: int, process: subprocess.Popen[bytes], output: Path) -> None:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tests.ports import unused_port
+from tests.processes import stop
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator
@@ -27,7 +28,6 @@ API_KEY = "llama-key-0123456789"
 KEEP_ALIVE_S = 5.0  # how long the server keeps an idle connection
 SLOTS = 2  # as serve.py has it; a third request waits
 START_SECONDS_MAX = 60.0
-STOP_SECONDS_MAX = 15.0
 
 
 @dataclass(frozen=True)
@@ -95,10 +95,4 @@ def running(folder: Path) -> Generator[RealServer]:
             time.sleep(0.02)
         yield server
     finally:
-        process.terminate()
-        try:
-            process.wait(STOP_SECONDS_MAX)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-            raise
+        stop(process)
