@@ -228,7 +228,7 @@ class Service:
         self._listener.close()
 
     def _reload(self) -> None:
-        """SIGHUP."""
+        """SIGHUP. What the front reads besides may be wrong by itself: all else is in force then, but it failed."""
         self._notifier.reloading()
         settings = read_again(self._arguments, self._configured)
         if settings is not None and self._put_in_force(settings):
@@ -241,11 +241,12 @@ class Service:
         # How many streams fit was decided at the start, and a reload does not change it.
         server = msgspec.structs.replace(settings.server, max_connections=self._condition.streams_max)
         fitting = msgspec.structs.replace(settings, server=server)
+        is_whole = True
         try:
             self._planes.admission.reload(fitting)
             self._planes.watch_upstreams()
             if self._front is not None:
-                self._front.reload(fitting)
+                is_whole = self._front.reload(fitting)
         except OptionError as error:
             logger.error("reload failed, the configuration in force stays: %s", error)  # noqa: TRY400 (no traceback)
             return False
@@ -254,7 +255,7 @@ class Service:
             return False
         self._configured, self._settings = settings, fitting
         logs.configure(settings.logging.level, settings.logging.format)
-        return True
+        return is_whole
 
     def _status(self) -> str:
         return f"{self._planes.data_plane.kernel}, {self._accounts.active} streams of {self._condition.streams_max}"

@@ -20,14 +20,15 @@ class Certificate(NamedTuple):
 
 
 @cache
-def make_certificate(name: str = "localhost") -> Certificate:
-    """For this name and 127.0.0.1."""
+def make_certificate(name: str = "localhost", key: str = "ec") -> Certificate:
+    """For this name and 127.0.0.1, with a key of this type: "ec" or "rsa"."""
+    kind = ("ec", "-pkeyopt", "ec_paramgen_curve:prime256v1") if key == "ec" else ("rsa:2048",)
     directory = Path(tempfile.mkdtemp(prefix="upstream-certificate-"))
     atexit.register(shutil.rmtree, directory, ignore_errors=True)
     made = Certificate(directory / "certificate.pem", directory / "key.pem")
     subprocess.run(
         [
-            *("openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"),
+            *("openssl", "req", "-x509", "-newkey", *kind, "-nodes"),
             *("-days", "2", "-subj", f"/CN={name}", "-addext", f"subjectAltName=DNS:{name},IP:127.0.0.1"),
             *("-keyout", str(made.key_file), "-out", str(made.certificate_file)),
         ],

@@ -6,6 +6,7 @@ import ipaddress
 import re
 import socket
 import ssl
+import stat
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import urlsplit
@@ -31,7 +32,7 @@ def check(settings: Http) -> None:
     for origin in settings.cors_origins:
         _check_origin(origin)
     keys = read_keys(settings)
-    check_certificates(settings)
+    load_certificates(settings)
     if settings.listen:
         check_places(settings, resolve(settings), has_keys=keys is not None)
 
@@ -74,29 +75,35 @@ def read_keys(settings: Http) -> Keys | None:
         raise _wrong(f"http.api_keys_file: {error}") from error
 
 
-def check_certificates(settings: Http) -> None:
-    """Both files or none, and each what it should be. Raises StartError."""
+def load_certificates(settings: Http) -> ssl.SSLContext | None:
+    """A context with the certificate and its key; None without TLS. Raises StartError where they cannot be used.
+
+    Both files are set or none, and nobody is asked for a passphrase.
+    """
     if bool(settings.tls_certificate_file) != bool(settings.tls_key_file):
         raise _wrong("http.tls_certificate_file and http.tls_key_file belong together: set both, or none")
     if not settings.tls_certificate_file:
-        return
+        return None
     for name in ("tls_certificate_file", "tls_key_file"):
         path = Path(getattr(settings, name))
         try:
-            text = path.read_bytes()
+            # A pipe would be waited for, and at a reload everybody's streams with it.
+            text = path.read_bytes() if stat.S_ISREG(path.stat().st_mode) else None
         except OSError as error:
             raise _wrong(f'http.{name} = "{path}" cannot be read: {error.strerror}') from error
-        if b"-----BEGIN " not in text:
+        if text is None or b"-----BEGIN " not in text:
             raise _wrong(f'http.{name} = "{path}" is no PEM file')
+        if name == "tls_key_file" and b"ENCRYPTED" in text:
+            raise _wrong(f'http.{name} = "{path}" has a passphrase, and nobody is asked for one: take it off')
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     try:
-        ssl.create_default_context(ssl.Purpose.CLIENT_AUTH).load_cert_chain(
-            settings.tls_certificate_file, settings.tls_key_file
-        )
+        context.load_cert_chain(settings.tls_certificate_file, settings.tls_key_file, password="")
     except (OSError, ssl.SSLError) as error:
         raise _wrong(
             f'http.tls_certificate_file = "{settings.tls_certificate_file}" and http.tls_key_file = '
             f'"{settings.tls_key_file}" do not belong together, or one of them is damaged: {error}'
         ) from error
+    return context
 
 
 def _check_origin(origin: str) -> None:

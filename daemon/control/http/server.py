@@ -12,8 +12,8 @@ import uvicorn
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 from uvicorn.server import ServerState
 
-from daemon.control.exits import EXIT_CONFIGURATION, StartError, status_of_errno
-from daemon.control.http.checks import check_certificates, check_places, parse_address, resolve
+from daemon.control.exits import StartError, status_of_errno
+from daemon.control.http.checks import check_places, load_certificates, parse_address, resolve
 from daemon.control.http.lingering import WRITE_TIMEOUT_S
 from daemon.control.http.taking import Bounds, TakingProtocol
 
@@ -27,6 +27,35 @@ WEBSOCKET_BYTES_MAX = 1 << 20  # one message
 WEBSOCKET_PING_S = 20.0
 
 logger = logging.getLogger(__name__)
+
+
+class _Renewable(ssl.SSLContext):
+    """What listeners are given, for as long as they listen: each handshake is made in the context of that moment.
+
+    To load another certificate into a context that is in use would leave an old one in it whose key is of another type.
+    """
+
+    current: ssl.SSLContext
+
+    @classmethod
+    def of(cls, context: ssl.SSLContext | None) -> _Renewable | None:
+        """Begin with this one; None without TLS."""
+        if context is None:
+            return None
+        made = cls(ssl.PROTOCOL_TLS_SERVER)
+        made.current = context
+        return made
+
+    def wrap_bio(
+        self,
+        incoming: ssl.MemoryBIO,
+        outgoing: ssl.MemoryBIO,
+        server_side: bool = False,
+        server_hostname: str | bytes | None = None,
+        session: ssl.SSLSession | None = None,
+    ) -> ssl.SSLObject:
+        """A handshake begins."""
+        return self.current.wrap_bio(incoming, outgoing, server_side, server_hostname, session)
 
 
 class HttpServer:
@@ -61,16 +90,11 @@ class HttpServer:
             ws_per_message_deflate=False,  # sounds and features hardly shrink, and it would take longer than they do
             ws_ping_interval=WEBSOCKET_PING_S,
             ws_ping_timeout=WEBSOCKET_PING_S,
-            ssl_certfile=settings.tls_certificate_file or None,
-            ssl_keyfile=settings.tls_key_file or None,
         )
-        check_certificates(settings)
+        self._tls = _Renewable.of(load_certificates(settings))
         # What clients get wrong is answered, and no news for the operator.
         logging.getLogger("uvicorn.error").setLevel(logging.ERROR)
-        try:
-            self._config.load()
-        except (OSError, ssl.SSLError) as error:
-            raise StartError(f"http.tls_certificate_file and http.tls_key_file: {error}", EXIT_CONFIGURATION) from None
+        self._config.load()
         self._state = ServerState()
         self._bounds = Bounds(
             settings.head_bytes_max, settings.head_timeout_ms / 1000, settings.connections_max, write_timeout_s
@@ -87,6 +111,17 @@ class HttpServer:
         """From now on, for connections that come."""
         self._bounds = self._bounds._replace(write_timeout_s=write_timeout_s)
 
+    def reload_certificates(self) -> bool:
+        """Handshakes that begin from now use the files as they are now; False without TLS.
+
+        Raises StartError where they are not as they must be: then nothing has changed.
+        """
+        found = load_certificates(self._settings)
+        if self._tls is None or found is None:
+            return False
+        self._tls.current = found
+        return True
+
     async def start(self, *, has_keys: bool) -> str:
         """Listen; the URL. Raises StartError: the address cannot be had, or anybody could ask."""
         settings = self._settings
@@ -96,14 +131,14 @@ class HttpServer:
         check_places(settings, places, has_keys=has_keys)
         port = address.port
         # A handshake is as much of a wait as a head, and asyncio would wait for a minute.
-        wait_s = self._bounds.head_timeout_s if self._config.is_ssl else None
+        wait_s = self._bounds.head_timeout_s if self._tls is not None else None
         try:
             for place in places:
                 server = await loop.create_server(
                     self._protocol,
                     place,
                     port,
-                    ssl=self._config.ssl,
+                    ssl=self._tls,
                     backlog=settings.backlog,
                     ssl_handshake_timeout=wait_s,
                     ssl_shutdown_timeout=wait_s,
@@ -117,7 +152,7 @@ class HttpServer:
             ) from error
         self._tick()
         host = f"[{address.host}]" if ":" in address.host else address.host
-        return f"{'https' if self._config.is_ssl else 'http'}://{host}:{port}"
+        return f"{'https' if self._tls is not None else 'http'}://{host}:{port}"
 
     def stop_listening(self) -> None:
         """Let nobody new in; idle connections are closed. WebSockets go on, because each carries a live stream."""

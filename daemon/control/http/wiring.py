@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import anyio
 
+from daemon.control.exits import StartError
 from daemon.control.http.application import Limits, Options, build
 from daemon.control.http.audio import BACKEND as MEL
 from daemon.control.http.audio import Audio, add_routes
@@ -87,19 +88,36 @@ class FrontEnd:
         if self._server is not None:
             await self._server.close()
 
-    def reload(self, settings: Settings) -> None:
-        """Other limits and upstreams, and the file of keys as it is now; a file that is wrong changes nothing."""
+    def reload(self, settings: Settings) -> bool:
+        """Other limits and upstreams, and the files of keys and certificates as they are now.
+
+        False where one of these is wrong, which the log says: of that one nothing changes.
+        """
         self._settings = settings
         self._router.configure(self._served())
         if self._server is not None:
             self._server.configure(settings.timeouts.write_timeout_ms / 1000)
-        if self._keys is not None:
-            try:
-                self._keys.reload()
-            except KeysError as error:
-                logger.error("the keys in force stay: %s", error)  # noqa: TRY400  (no traceback)
-            else:
-                logger.info("http.api_keys_file was read again: %d keys", len(self._keys))
+        return all([self._reload_keys(), self._reload_certificates()])
+
+    def _reload_keys(self) -> bool:
+        if self._keys is None:
+            return True
+        try:
+            self._keys.reload()
+        except KeysError as error:
+            logger.error("the keys in force stay: %s", error)  # noqa: TRY400  (no traceback)
+            return False
+        logger.info("http.api_keys_file was read again: %d keys", len(self._keys))
+        return True
+
+    def _reload_certificates(self) -> bool:
+        try:
+            if self._server is not None and self._server.reload_certificates():
+                logger.info("http.tls_certificate_file and http.tls_key_file were read again")
+        except StartError as error:
+            logger.error("the certificate in force stays: %s", error)  # noqa: TRY400  (no traceback)
+            return False
+        return True
 
     def _served(self) -> Served:
         backend = self._relaying.get(RELAYING_BACKEND)
