@@ -20,7 +20,7 @@ from starlette.responses import JSONResponse, RedirectResponse, Response
 from starlette.routing import Match
 
 from daemon.control.http import documentation
-from daemon.control.http.assets import DOCS_HTML, PAGE_HEADERS, START_JS, STATIC, Assets, cached, swagger
+from daemon.control.http.assets import DOCS_HTML, PAGE_HEADERS, START_JS, STATIC, Assets, cached, swagger, tag_of
 from daemon.control.http.completions import Bounds, Completions
 from daemon.control.http.errors import ApiError, response_of
 from daemon.control.http.middleware import Guard, Requests
@@ -236,6 +236,7 @@ def _add_page(app: FastAPI, path: str, page: Page) -> None:
 
 def _add_assets(app: FastAPI, folder: Path) -> None:
     own, docs = Assets(folder), swagger()
+    docs_tag, start_tag = tag_of(DOCS_HTML), tag_of(START_JS)
 
     async def index(request: Request) -> Response:
         return own.response(request, "index.html", PAGE_HEADERS)
@@ -244,10 +245,10 @@ def _add_assets(app: FastAPI, folder: Path) -> None:
         return own.response(request, request.path_params["name"])
 
     async def docs_page(request: Request) -> Response:
-        return cached(request, DOCS_HTML, _HTML, PAGE_HEADERS)
+        return cached(request, DOCS_HTML, _HTML, PAGE_HEADERS, docs_tag)
 
     async def start(request: Request) -> Response:
-        return cached(request, START_JS, _SCRIPT, {})
+        return cached(request, START_JS, _SCRIPT, {}, start_tag)
 
     async def docs_asset(request: Request) -> Response:
         return docs.response(request, request.path_params["name"])

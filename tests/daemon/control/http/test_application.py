@@ -13,6 +13,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from daemon.control.http.application import Limits, build
+from daemon.control.http.assets import tag_of
 from daemon.control.http.errors import ApiError
 from daemon.control.http.keys import Keys
 from tests.daemon.control.http.fakes import FakeFront, client_at, client_of, error_of, options, page, served
@@ -210,6 +211,32 @@ def test_files(client: httpx.Client, path: str, kind: str) -> None:
         assert (again.status_code, again.content, again.headers["etag"]) == (304, b"", tag)
     assert client.get(path, headers={"If-None-Match": '"other"'}).status_code == 200
     assert ("content-security-policy" in response.headers) == (kind == "text/html")
+
+
+def test_a_files_tag_is_made_once_and_again_when_it_has_changed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[bytes] = []
+
+    def counting(body: bytes) -> str:
+        made.append(body)
+        return tag_of(body)
+
+    monkeypatch.setattr("daemon.control.http.assets.tag_of", counting)
+    file = tmp_path / "app.js"
+    file.write_bytes(b"export const here = 1;")
+    with client_of(FakeFront(), options(static=tmp_path)) as client:
+        answers = [client.get("/static/app.js") for _ in range(3)]
+        assert {answer.headers["etag"] for answer in answers} == {tag_of(file.read_bytes())}
+        assert made == [b"export const here = 1;"]
+        file.write_bytes(b"export const here = 22;")
+        changed = client.get("/static/app.js", headers={"If-None-Match": answers[0].headers["etag"]})
+        assert (changed.status_code, changed.content) == (200, b"export const here = 22;")
+        assert changed.headers["etag"] == tag_of(changed.content)
+        (tmp_path / "new.js").write_bytes(b"export const here = 33;")  # of the same length
+        (tmp_path / "new.js").replace(file)
+        renewed = client.get("/static/app.js", headers={"If-None-Match": changed.headers["etag"]})
+        assert (renewed.status_code, renewed.headers["etag"]) == (200, tag_of(b"export const here = 33;"))
 
 
 @pytest.mark.parametrize(
