@@ -26,8 +26,10 @@ from daemon.plane.output import (
     append_raw,
     discard_output,
     disown,
+    has_output,
     room_for,
 )
+from daemon.plane.relay import FOR_CLIENT
 from daemon.plane.relay_failure import let_go, stop_relay
 from daemon.plane.submissions import prepare_read, room
 from daemon.plane.table import (
@@ -200,12 +202,17 @@ def _start(plane: Any, slot: int, command: Any) -> None:
 
 @inlined
 def _source_spoke(plane: Any, stream: Any, flags: int) -> None:
-    """The source has handed something over: the first makes it streaming, each restarts the silence."""
+    """The source has handed something over: the first makes it streaming, each restarts the silence.
+
+    Until the client has taken it the source may be waiting for room, and is not called silent.
+    """
     if stream.state != st.STREAMING:
         stream.state = st.STREAMING
     stream.flags &= ~m.FLAG_PARTIAL
     if flags & m.PARTIAL:
         stream.flags |= m.FLAG_PARTIAL
+    if has_output(stream):
+        stream.paused = FOR_CLIENT
     if not stream.flags & m.FLAG_EXPIRED:
         stream.phase_deadline_ns = plane.now_ns + stream.silence_ns if stream.silence_ns else 0
 

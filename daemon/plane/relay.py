@@ -59,6 +59,7 @@ BODY_MALFORMED = 3  # its framing is wrong
 FOR_ROOM = 1  # in the client's output
 FOR_LARGE = 2  # for a large assembly buffer
 FOR_RANGE = 4  # until the client has taken an event that is sent from the assembly buffer
+FOR_CLIENT = 8  # a worker's stream: until the client has taken what was pushed, so that silence is nobody's fault
 
 RESERVE_BYTES = 1024  # of the output block, for the error event of a STOP
 INLINE_SHARE_BYTES = 4096  # of the output block, not used by one event: an event beyond is sent by address
@@ -385,8 +386,9 @@ def hold_or_read(plane: Any, slot: int) -> None:
         if relay.connection >= 0:
             connection_of(plane, relay.connection).flags |= HELD_READING
     elif relay.is_held:
-        if may_set and relay.silence_timeout_ns > 0:
-            stream.phase_deadline_ns = plane.now_ns + relay.silence_timeout_ns
+        if may_set:
+            limit_ns = relay.silence_timeout_ns if relay.first_token_ns != 0 else relay.first_token_timeout_ns
+            stream.phase_deadline_ns = plane.now_ns + limit_ns if limit_ns > 0 else 0
         if relay.connection >= 0:
             connection_of(plane, relay.connection).flags &= ~HELD_READING
             connection_ready(plane, relay.connection)

@@ -58,7 +58,7 @@ from daemon.plane.output import (
     room_for,
 )
 from daemon.plane.paced import generate, next_due_ns
-from daemon.plane.relay import client_left
+from daemon.plane.relay import FOR_CLIENT, client_left
 from daemon.plane.relay_failure import relay_expired
 from daemon.plane.relay_table import relay_of
 from daemon.plane.submissions import prepare_cancel, prepare_poll, prepare_send
@@ -201,6 +201,9 @@ def _sent(plane: Any, slot: int, stream: Any, result: int, asked: int) -> None:
     if result < asked:
         count(plane, SENDS_SHORT, 1)
     range_done = consume(plane, slot, stream, result)
+    if stream.paused == FOR_CLIENT and not has_output(stream):
+        stream.paused = 0
+        _restart_silence(plane, stream)  # its timer is set for an earlier time, and finds this one then
     worth_telling = range_done or stream.inline_done - stream.inline_reported >= plane.block_bytes // 2
     if worth_telling and stream.source == m.SOURCE_PUSHED and stream.state != st.CLOSING:
         stream.inline_reported = stream.inline_done
@@ -208,6 +211,13 @@ def _sent(plane: Any, slot: int, stream: Any, result: int, asked: int) -> None:
     waited_for = stream.flags & m.FLAG_SOURCE_DONE or stream.interval_ps == 0 or stream.paused
     if stream.state == st.CLOSING or has_output(stream) or waited_for:
         ready_push(plane, slot)
+
+
+@inlined
+def _restart_silence(plane: Any, stream: Any) -> None:
+    """A worker's source is called silent when this much time has passed from now."""
+    if not stream.flags & (m.FLAG_EXPIRED | m.FLAG_SOURCE_DONE):
+        stream.phase_deadline_ns = plane.now_ns + stream.silence_ns if stream.silence_ns else 0
 
 
 @compiled
@@ -260,6 +270,8 @@ def _deadline_passed(plane: Any, slot: int, stream: Any) -> bool:
         if overdue:
             begin_closing(plane, slot, st.STREAM_TIMEOUT)
         return overdue
+    if stream.paused == FOR_CLIENT and now >= stream.phase_deadline_ns:
+        _restart_silence(plane, stream)  # what ends a stream whose client does not read is its write timeout
     expired = 0
     if stream.phase_deadline_ns != 0 and now >= stream.phase_deadline_ns:
         expired = _phase_reason(stream)

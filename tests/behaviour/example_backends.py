@@ -33,13 +33,14 @@ class Hangs(Backend):
 
 
 class Large(Backend):
-    """Megabytes at once, in pieces of very different sizes."""
+    """Megabytes at once, in pieces of very different sizes; it falls silent afterwards if the prompt says so."""
 
     def chunks(self, request: Request) -> Iterator[str | bytes]:
-        del request
         for number in range(8):
             yield b"data: " + b"%d" % number + b"x" * (1 << 20) + b"\n\n"
             yield f"small {number}"
+        while request.prompt == "hang" and not request.cancelled():
+            time.sleep(0.01)
 
 
 class Many(Backend):

@@ -121,6 +121,16 @@ def _claim_a_true_end(simulation: Simulation) -> None:
     _each_turn(simulation, act)
 
 
+def _call_a_held_source_silent(simulation: Simulation) -> None:
+    """The silence of a worker's stream runs on while its client does not read."""
+    streams = simulation.plane.streams
+
+    def act() -> None:
+        streams["paused"][streams["source"] == m.SOURCE_PUSHED] = 0
+
+    _each_turn(simulation, act)
+
+
 PLANTS: dict[str, Callable[[Simulation], None]] = {
     "lose a byte on a short write": _lose_a_byte,
     "send a byte twice": _send_a_byte_twice,
@@ -131,5 +141,6 @@ PLANTS: dict[str, Callable[[Simulation], None]] = {
     "forget the client's poll": _forget_the_clients_poll,
     "lose a timer": _lose_a_timer,
     "claim a true end": _claim_a_true_end,
+    "call a held source silent": _call_a_held_source_silent,
     **PLANTS_RELAYED,
 }

@@ -22,6 +22,7 @@ from tests.simulation.kernel import MILLISECOND, SECOND, Hostility, SimulatedKer
 from tests.simulation.objects import Listener, Pipe
 from tests.simulation.planes import EventReader, Feed, Sender, Worker, body_flags, stop_command
 from tests.simulation.relaying import Relaying
+from tests.simulation.silence import SilenceCheck
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -120,6 +121,8 @@ class Simulation:
             EventReader(pipe, self.kernel, rng, worker.handle)
         self.streams: dict[tuple[int, int], StreamCheck] = {}
         self.feeds: list[Feed] = []
+        self.silences: list[SilenceCheck] = []
+        self.kernel.each_turn.append(self._look_at_silences)
         self.clients: dict[int, Client] = {}
         self.peers: dict[int, Peer] = {}
         self.adopted: dict[int, Client] = {}
@@ -209,6 +212,8 @@ class Simulation:
             stream.check_notices_leaving()
             stream.check_expiry()
             stream.check_pace()
+        for silence in self.silences:
+            silence.check_on_time()
         if self.relaying is not None:
             self.relaying.watch()
         if self.drained and self._is_over():
@@ -218,6 +223,12 @@ class Simulation:
             self.sender.send(wire.command(m.SHUTDOWN_PLANE))
         else:
             self.kernel.at(100 * MILLISECOND, self._watch)
+
+    def _look_at_silences(self) -> None:
+        if self.silences:
+            self.silences = [silence for silence in self.silences if not silence.is_over]
+            for silence in self.silences:
+                silence.look()
 
     def _arrive(self) -> None:
         client = Client(self.kernel, self.rng, calm=self.rng.random() < 0.3)
@@ -412,6 +423,7 @@ class Simulation:
             "prefix_bytes": len(prefix),
         }
         self._send_open(stream, prefix, lambda: stream.open(flags, b"", b""), flags=flags, **fields, **self._limits())
+        self.silences.append(SilenceCheck(stream, fields["silence_timeout_ms"] * MILLISECOND))
         worker = rng.choice(self.workers)
         feed = Feed(worker, stream, rng, upload, chunked=bool(flags & m.CHUNKED))
         worker.feeds[stream.key] = feed
