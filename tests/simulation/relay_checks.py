@@ -285,6 +285,8 @@ class RelayCheck:
                 stream.delivery.hand_over(self.head or stream.standard_head, pause=False)
                 stream.head_sent = True
             stream.delivery.hand_over(chunk(event) if stream.chunked else event, pause=True)
+            # A megabyte in pieces of forty bytes would be all that a seed has turns for.
+            stream.socket.window = max(stream.socket.window, len(event) // 100)
             self._waiting.append((len(stream.delivery.text), len(event)))
             self._waiting_bytes += len(event)
             self._largest = max(self._largest, len(event))

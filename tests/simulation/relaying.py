@@ -279,6 +279,8 @@ class Relaying:
             if isinstance(socket, UpstreamSocket):
                 socket.exchange = Exchange(attempt, socket)
                 self.sockets.append(socket)
+            elif result in (-e.EMFILE, -e.ENFILE) and self._is_any_kept():
+                attempt.trouble[st.FAILURE_NO_RESOURCES] = -result  # or it is closed, and another try made
             else:
                 attempt.fail_as({st.FAILURE_NO_RESOURCES})
             return
@@ -291,6 +293,14 @@ class Relaying:
             self._connected(exchange, result)
         elif kind == t.CONNECTION_RECEIVE:
             self._received(socket, exchange, operation, result)
+
+    def _is_any_kept(self) -> bool:
+        """Whether there was an idle connection to close, when the turn that has just been began or within it."""
+        for socket in self.sockets:
+            record = self._record(socket)
+            if socket.idle_active_ns >= 0 or (record is not None and record.state in (c.IDLE, c.CLOSING)):
+                return True
+        return False
 
     def _connected(self, exchange: Exchange | None, result: int) -> None:
         if exchange is None or exchange.is_abandoned:
