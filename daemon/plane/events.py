@@ -20,7 +20,7 @@ from daemon.plane.entries import EAGAIN, EINTR, POLLOUT
 from daemon.plane.lists import slot_give
 from daemon.plane.memory import copy_bytes
 from daemon.plane.relay_table import relay_of
-from daemon.plane.state import CLOSING, FREE, STREAMING
+from daemon.plane.state import CLOSING, FREE
 from daemon.plane.submissions import prepare_poll, prepare_write, room
 from daemon.plane.table import EVENTS_PER_BATCH, FOREVER_NS, channel_of, count, event_of, stream_of
 from daemon.plane.tag import POLL_EVENTS, WRITE_EVENTS, pack
@@ -128,7 +128,7 @@ def _write_relay(plane: Any, slot: int, pending: int, index: int) -> int:
         event = _begin(plane, 0, index, m.FAILED, slot, stream.generation)
         event.reason = relay.failure
         event.state = stream.state
-        if stream.state == STREAMING:
+        if relay.failed_streaming:
             event.flags = m.FAILED_STREAMING
         if relay.assembly_bytes > 0:
             event.address = assembly_address(plane, relay)

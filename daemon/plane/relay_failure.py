@@ -52,6 +52,8 @@ def fail(plane: Any, slot: int, kind: int, status: int, error: int) -> None:
     relay.status = status
     relay.error = error
     relay.is_lent = 1
+    # Said as it is now: its client may have left by the time the event is written.
+    relay.failed_streaming = stream.state == st.STREAMING
     raise_control(plane, slot, CONTROL_FAILED)
     if stream.flags & m.FLAG_EXPIRED:
         return  # the control plane has been asked already, and has its grace

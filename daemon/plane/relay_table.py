@@ -42,7 +42,7 @@ RELAY = record(
     "token_count:i8 first_token_ns:i8 last_token_ns:i8 prompt_tokens:i8 completion_tokens:i8 left_ns:i8 cancel_ns:i8 "
     "ended_ns:i8 wake_ns:i8 raw_taken:i8 raw_reported:i8 "
     "malformed:i4 valid:i4 finish:i4 stale:i4 model_bytes:i4 is_draining:i4 is_answered:i4 is_done:i4 is_held:i4 "
-    "malformed_before:i4",
+    "malformed_before:i4 failed_streaming:i4",
     320,
 )
 CONNECTION = record(

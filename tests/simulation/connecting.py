@@ -106,7 +106,7 @@ def inject_fault(kernel: SimulatedKernel, operation: Operation, socket: Upstream
     rng, opcode = kernel.rng, operation.opcode
     if opcode == e.CONNECT:
         code = rng.choice(_NO_CONNECTION)
-        if code == e.EINTR:
+        if code == e.EINTR and not socket.connecting:
             _begin_connecting(kernel, operation, socket)  # and goes on by itself
         kernel.finish(operation, -code)
     elif opcode in (e.SEND, e.RECV):

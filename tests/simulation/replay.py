@@ -1,4 +1,4 @@
-"""Replay one seed and print what happened: `python -m tests.simulation.replay SEED`."""
+"""Replay one seed and print what happened: `python -m tests.simulation.replay SEED [JUMP]`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tests.simulation.scenario import Simulation
 def main() -> int:
     """The trace on standard output, then how it ended."""
     seed = int(sys.argv[1])
-    simulation = Simulation(seed, trace=print)
+    simulation = Simulation(seed, trace=print, jump=float(sys.argv[2]) if len(sys.argv) > 2 else None)
     print(simulation.kernel.hostility)
     try:
         simulation.run()

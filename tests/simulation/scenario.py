@@ -86,7 +86,8 @@ def make_hostility(rng: random.Random) -> Hostility:
 class Simulation:
     """Everything of one seed. `run` ends quietly, or raises what went wrong."""
 
-    def __init__(self, seed: int, trace: Callable[[str], None] | None = None) -> None:
+    def __init__(self, seed: int, trace: Callable[[str], None] | None = None, *, jump: float | None = None) -> None:
+        """`jump` is how often the clock jumps, where that is not the seed's to say."""
         self.seed = seed
         rng = self.rng = random.Random(seed)
         relays = rng.random() < 0.6
@@ -95,6 +96,8 @@ class Simulation:
         start_ns = rng.choice((0, 1, 10**9, 10**15)) + rng.randrange(0, 20 * SECOND)
         self.kernel = SimulatedKernel(self.plane, rng, make_hostility(rng), start_ns)
         self.kernel.trace = trace
+        if jump is not None:
+            self.kernel.hostility.jump = jump
         shared: Any = self.plane.globals[0]
         self.shared = shared
         shared.zero_copy = rng.random() < 0.5

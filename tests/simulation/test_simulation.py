@@ -25,12 +25,17 @@ PLANTED_SEEDS = 200  # a planted bug must be found within so many
 REGRESSIONS = Path(__file__).with_name("seeds.txt")
 
 
-def _run(seed: int) -> Simulation:
-    simulation = Simulation(seed)
+JUMP = 0.02  # of the turns, where the clock is to jump often
+JUMPING_SEEDS = (*range(150), 865)
+
+
+def _run(seed: int, jump: float | None = None) -> Simulation:
+    simulation = Simulation(seed, jump=jump)
     try:
         simulation.run()
     except AssertionError as error:
-        pytest.fail(f"{error}\nreplay with: python -m tests.simulation.replay {seed}", pytrace=False)
+        arguments = f"{seed}" if jump is None else f"{seed} {jump}"
+        pytest.fail(f"{error}\nreplay with: python -m tests.simulation.replay {arguments}", pytrace=False)
     return simulation
 
 
@@ -59,6 +64,15 @@ def test_a_few_seeds(seed: int) -> None:
 @pytest.mark.parametrize("seed", _regressions())
 def test_seeds_that_once_failed(seed: int) -> None:
     _run(seed)
+
+
+@pytest.mark.simulation
+@pytest.mark.timeout(600)
+@pytest.mark.skipif(JIT_DISABLED, reason="too slow when interpreted")
+def test_a_clock_that_jumps_often() -> None:
+    """By up to 100 s at once, so that any two limits may have passed in one turn."""
+    for seed in JUMPING_SEEDS:
+        _run(seed, JUMP)
 
 
 @pytest.mark.simulation
