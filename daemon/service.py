@@ -21,7 +21,7 @@ import uvloop
 from backends.interface import OptionError
 from backends.registry import Registry, RegistryError
 from config import VERSION
-from daemon.control import logs, signals
+from daemon.control import logs, rare_log, signals
 from daemon.control.accounts import Accounts, summary
 from daemon.control.exits import EXIT_CLEAN, EXIT_CONFIGURATION, EXIT_OS_ERROR, EXIT_PLANE_DIED, StartError
 from daemon.control.listener import (
@@ -143,11 +143,13 @@ class Service:
     def stop(self) -> None:
         """End the threads and close what is open."""
         self._heartbeat_task.cancel()
+        self._rare_task.cancel()
         self._monitoring.close()
         threads_have_ended = self._planes.stop()
         self._registry.close()
         if self._settings.monitoring.benchmark:
             print(summary(self._accounts, self._planes.plane), flush=True)
+        rare_log.tell_all()
         logger.info("stopped", extra={"completed": self._accounts.completed, "failed": self._accounts.failed})
         if not threads_have_ended:
             # A thread inside a backend cannot be ended, and must not find its interpreter gone.
@@ -195,6 +197,7 @@ class Service:
     def _announce(self, listener: Listener) -> None:
         """READY, to the log and to systemd."""
         self._heartbeat_task = self._loop.create_task(self._heartbeat.run())
+        self._rare_task = self._loop.create_task(rare_log.tell_in_time())
         # What was made until now stays: looking at it again would hold the GIL for long, and free nothing.
         gc.collect()
         gc.freeze()
@@ -272,6 +275,7 @@ class Service:
 
     def leave(self, status: int, message: str) -> NoReturn:
         """End the process now: other threads may be anywhere, so nothing is taken down in good order."""
+        rare_log.tell_all()
         logger.log(logging.WARNING if status == EXIT_CLEAN else logging.CRITICAL, "%s", message)
         if self._listener is not None:
             self._listener.unlink()

@@ -1,31 +1,84 @@
-"""Log lines that a flood of the same event must not turn into a flood of lines."""
+"""Log lines that a flood of the same event must not turn into a flood of lines. Main thread."""
 
 from __future__ import annotations
 
-import logging
+import asyncio
 import time
+import weakref
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import logging
 
 INTERVAL_S = 10.0
 
 
-class RareLog:
-    """Logs an event by its code: the first at once, then at most one line in ten seconds, with how many there were."""
+class _Kept:
+    """One code's events since its last line."""
 
-    __slots__ = ("_counts", "_due_s", "_logger")
+    __slots__ = ("count", "due_s", "message", "told")
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.due_s = 0.0  # when there may be another line
+        self.message = ""
+        self.told: dict[str, object] = {}
+
+
+class RareLog:
+    """Logs an event by its code: the first at once, then at most one line in ten seconds, with how many there were.
+
+    Events that found no line are told of when the ten seconds are over (`tell_due`), or at the daemon's end.
+    """
+
+    __slots__ = ("__weakref__", "_kept", "_logger")
 
     def __init__(self, logger: logging.Logger) -> None:
-        """Lines go to `logger`. Codes are few: they come from our own source."""
+        """Lines go to `logger`. Codes are few: they come from our own source, and from the configuration."""
         self._logger = logger
-        self._counts: dict[str, int] = {}
-        self._due_s: dict[str, float] = {}
+        self._kept: dict[str, _Kept] = {}
+        _logs.add(self)
 
     def warn(self, message: str, code: str, **told: object) -> None:
-        """One more event. `message` is a fixed text; what varies is `told` of the event that gets a line."""
-        count = self._counts.get(code, 0) + 1
+        """One more event. `message` is a fixed text; what varies is `told` of the last event that a line is about."""
+        kept = self._kept.get(code)
+        if kept is None:
+            kept = self._kept[code] = _Kept()
+        kept.count += 1
+        kept.message, kept.told = message, told
         now_s = time.monotonic()
-        if now_s < self._due_s.get(code, 0.0):
-            self._counts[code] = count
-            return
-        self._counts[code] = 0
-        self._due_s[code] = now_s + INTERVAL_S
-        self._logger.warning("%s", message, extra={"reason": code, **told, "count": count})
+        if now_s >= kept.due_s:
+            self._tell(code, kept, now_s)
+
+    def tell_due(self, *, at_end: bool = False) -> None:
+        """A line for every code that may have one again and has events without; `at_end`, for every code that has."""
+        now_s = time.monotonic()
+        for code, kept in list(self._kept.items()):
+            if now_s < kept.due_s and not at_end:
+                continue
+            if kept.count > 0:
+                self._tell(code, kept, now_s)
+            else:
+                del self._kept[code]
+
+    def _tell(self, code: str, kept: _Kept, now_s: float) -> None:
+        count, kept.count = kept.count, 0
+        kept.due_s = now_s + INTERVAL_S
+        self._logger.warning("%s", kept.message, extra={"reason": code, **kept.told, "count": count})
+
+
+_logs: weakref.WeakSet[RareLog] = weakref.WeakSet()
+
+
+def tell_all() -> None:
+    """The daemon ends: what has had no line gets one."""
+    for log in list(_logs):
+        log.tell_due(at_end=True)
+
+
+async def tell_in_time() -> None:
+    """Tell of what had no line when it may have one, for ever."""
+    while True:
+        await asyncio.sleep(INTERVAL_S)
+        for log in list(_logs):
+            log.tell_due()

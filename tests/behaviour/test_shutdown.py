@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import socket
 import time
@@ -71,3 +72,13 @@ def test_a_second_signal_ends_at_once(start: Callable[..., Daemon]) -> None:
     daemon.process.wait(3)
     with client:
         assert not read_all(client).raw.endswith(DONE)
+
+
+def test_refusals_that_found_no_line_are_counted_in_the_log(start: Callable[..., Daemon]) -> None:
+    daemon = start("")
+    for _ in range(7):
+        assert daemon.ask({"backend": "nobody"}).status == 400
+    assert daemon.stop() == 0
+    counts = re.findall(r"handoff refused reason=unknown_backend .*count=(\d+)", daemon.log)
+    assert sum(map(int, counts)) == 7, daemon.log
+    assert len(counts) < 7
