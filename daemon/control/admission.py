@@ -12,11 +12,11 @@ import logging
 import resource
 from typing import TYPE_CHECKING, NamedTuple
 
-from backends.interface import TEXT_BYTES_MAX, BackendError, Request
-from backends.relay import Relay, RelayError
+from backends.interface import TEXT_BYTES_MAX, Request
+from backends.relay import Relay
 from backends.sse import KEEP_ALIVE
 from daemon.control.adoption import HEAD_BYTES_MAX, Entry
-from daemon.control.answers import Ending, either, typed_head
+from daemon.control.answers import typed_head
 from daemon.control.commands import pack
 from daemon.control.descriptor import (
     CLEAR_NONBLOCKING,
@@ -25,6 +25,7 @@ from daemon.control.descriptor import (
     Scratch,
     inspect,
 )
+from daemon.control.endings import ending, expired, refusal_of
 from daemon.control.gate import RETRY_AFTER_S, Gate
 from daemon.control.handoff import Refusal, decode
 from daemon.control.limits import policy_of, remembered
@@ -40,10 +41,11 @@ from daemon.plane.table import WAITING_MAX
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from backends.interface import Backend, Fields, Format, Paced
+    from backends.interface import Backend, Fields, Paced
     from backends.registry import Registry
     from config.settings import Settings
     from daemon.control.adoption import Adoption
+    from daemon.control.answers import Ending
     from daemon.control.commands import CommandWriter
     from daemon.control.events import EventRecord
     from daemon.control.relays import Relayed, Relays
@@ -57,19 +59,6 @@ DESCRIPTORS_RESERVED = 200  # for the process itself, and for idle connections t
 _string_at = ctypes.string_at
 _PACED_BYTES_MAX = m.PAYLOAD_BYTES_MAX - HEAD_BYTES_MAX - 2 * TEXT_BYTES_MAX  # what an OPEN holds beside a head
 _UNUSUAL = m.CONTROL_TRUNCATED | m.EXTRA_DESCRIPTORS
-
-# What EXPIRED is answered with: the status before the first byte, and what is said then and later.
-_EXPIRED = {
-    st.QUEUE_TIMEOUT: (503, "its turn did not come in time"),
-    st.FIRST_BYTE_TIMEOUT: (504, "the backend did not answer in time"),
-    st.SILENCE_TIMEOUT: (504, "the backend fell silent"),
-    st.STREAM_TIMEOUT: (504, "the stream took longer than is allowed"),
-}
-# The same where the backend waits for the client's upload.
-_UPLOAD_EXPIRED = {
-    st.FIRST_BYTE_TIMEOUT: (408, "the upload did not go on in time"),
-    st.SILENCE_TIMEOUT: (408, "the upload fell silent"),
-}
 
 
 class Route(NamedTuple):
@@ -115,7 +104,8 @@ class Admission:
         of_front = 2 * settings.http.connections_max if settings.http.listen else 0
         self._descriptors_max = resource.getrlimit(resource.RLIMIT_NOFILE)[0] - DESCRIPTORS_RESERVED - of_front
         self._body_count = 0
-        self._entry_count = 0  # let in, but their sockets have not come yet
+        self._entries: set[Entry] = set()  # let in, but their sockets have not come yet
+        self._is_settled = False
         self._apply(settings)
 
     # -------------------------------------------------------------------------------------------- for the service
@@ -138,7 +128,7 @@ class Admission:
     @property
     def active_count(self) -> int:
         """Streams that are open, those included whose sockets are on their way."""
-        return len(self._streams) + self._entry_count
+        return len(self._streams) + len(self._entries)
 
     @property
     def draining(self) -> bool:
@@ -164,7 +154,7 @@ class Admission:
     ) -> None:
         """End every stream with a true word: a response where nothing has left yet, otherwise an error event."""
         for stream in self._streams.values():
-            self._stop(stream, reason, _ending(status, st.REASONS[reason], detail, stream.style, stream.lines))
+            self._stop(stream, reason, ending(status, st.REASONS[reason], detail, stream.style, stream.lines))
         self._writer.flush()
 
     def reload(self, settings: Settings) -> None:
@@ -181,7 +171,7 @@ class Admission:
         The limits are those of handoffs. `user` is who they are counted for; `has_body`: an upload follows.
         """
         self._gate.check_room(self.active_count)
-        if self._entry_count >= WAITING_MAX // 2:  # all of them may come to be adopted in one turn of the plane
+        if len(self._entries) >= WAITING_MAX // 2:  # all of them may come to be adopted in one turn of the plane
             raise Refusal(503, "connection_limit", "as many streams as can be opened at once are being opened", 1)
         if has_body:
             self._gate.check_bodies(self._body_count)
@@ -197,7 +187,7 @@ class Admission:
         if has_body:
             entry.has_body = True
             self._body_count += 1
-        self._entry_count += 1
+        self._entries.add(entry)
         return entry
 
     def adopt(self, client_fd: int, adoption: Adoption) -> None:
@@ -207,15 +197,17 @@ class Admission:
         self._adoptions[cookie] = adoption
         self._writer.send_soon(kind=m.ADOPT, client_fd=client_fd, cookie=cookie)
 
-    def abandon(self, entry: Entry) -> None:
-        """The socket of what was let in does not come: its client has left."""
-        self._entry_count -= 1
+    def abandon(self, entry: Entry, reason: int = st.REFUSED) -> None:
+        """The socket of what was let in does not come: its client has left, or for another reason of the plane's."""
+        if self._is_settled:
+            return  # the daemon ends, and has accounted for it
+        self._entries.remove(entry)
         if entry.user is not None:
             self._gate.users.release(entry.user)
         if entry.has_body:
             self._body_count -= 1
         if entry.relayed is not None and self._relays is not None:
-            self._relays.abandon(entry.relayed)
+            self._relays.abandon(entry.relayed, reason)
         elif entry.opened is None:
             self._pool.give_back()
 
@@ -238,14 +230,14 @@ class Admission:
         except Refusal:
             raise
         except BaseException as error:  # noqa: BLE001  (whatever a backend raises is told as a refusal)
-            raise _refusal_of(error, route.name) from None
+            raise refusal_of(error, route.name) from None
         if form is not None:
             entry.style, entry.content_type = form
         self._reserve_worker()
 
     def _admit_adopted(self, stream: Stream, adoption: Adoption) -> None:
         entry = adoption.entry
-        self._entry_count -= 1
+        self._entries.remove(entry)
         stream.lines, stream.ended = adoption.lines, adoption.ended
         stream.backend, stream.style, stream.head = entry.name, entry.style, adoption.head
         stream.user, stream.has_body = entry.user, entry.has_body
@@ -348,7 +340,7 @@ class Admission:
         except Refusal:
             raise
         except BaseException as error:  # noqa: BLE001  (whatever a backend raises is told as a refusal)
-            raise _refusal_of(error, route.name) from None
+            raise refusal_of(error, route.name) from None
         if command is None:  # it does not fit in one
             return False
         self._writer.add(command)
@@ -401,7 +393,7 @@ class Admission:
             stream.style = form.format
             stream.head = typed_head(stream.head, form.content_type)
         except BaseException as error:  # noqa: BLE001  (whatever a backend raises is told as a refusal)
-            raise _refusal_of(error, route.name) from None
+            raise refusal_of(error, route.name) from None
 
     def _started(self, stream: Stream) -> None:
         self._streams[stream.slot] = stream
@@ -424,8 +416,7 @@ class Admission:
             return  # its ENDED was on its way
         reason = record[4]
         is_upload_due = stream.job is not None and stream.job.awaits_upload
-        status, detail = (is_upload_due and _UPLOAD_EXPIRED.get(reason)) or _EXPIRED[reason]
-        self._stop(stream, reason, _ending(status, st.REASONS[reason], detail, stream.style, stream.lines))
+        self._stop(stream, reason, expired(reason, stream.style, stream.lines, is_upload_due=is_upload_due))
 
     def on_keep_alive_due(self, record: EventRecord) -> None:
         """A long silence before the first byte: the head and a comment, so that nothing on the way gives up."""
@@ -460,9 +451,16 @@ class Admission:
         self._observer.stream_ended(stream.backend, reason)
 
     def settle(self, last_events: Callable[[Stream], tuple[EventRecord, EventRecord]]) -> None:
-        """The plane has been stopped: relayed streams that it left open have ended as these events say of them."""
+        """The plane has been stopped. What was let in is not opened any more, whether or not its socket had come.
+
+        Relayed streams that the plane left open have ended as these events say of them.
+        """
+        for entry in list(self._entries):
+            self.abandon(entry, st.SHUTDOWN)
+        self._is_settled = True
         for adoption in self._adoptions.values():
-            self.abandon(adoption.entry)
+            if adoption.ended is not None:
+                adoption.ended(st.SHUTDOWN)
         self._adoptions.clear()
         if self._relays is None:
             return
@@ -471,28 +469,11 @@ class Admission:
             self._relays.handlers[m.USAGE](usage)
             self.on_ended(ended)
 
-    def _stop(self, stream: Stream, reason: int, ending: Ending) -> None:
+    def _stop(self, stream: Stream, reason: int, said: Ending) -> None:
         slot, generation = stream.slot, stream.generation
-        payload, head_bytes = ending
+        payload, head_bytes = said
         self._writer.add(
             pack(payload, kind=m.STOP, slot=slot, generation=generation, head_bytes=head_bytes, reason=reason)
         )
         if stream.job is not None:
             self._pool.cancel(stream.job)
-
-
-def _refusal_of(error: BaseException, name: str) -> Refusal:
-    """What a client is told when its backend's code raised."""
-    if isinstance(error, RelayError):
-        refusal = Refusal(error.status, error.code, error.message, error.retry_after_s)
-        refusal.param, refusal.body, refusal.content_type = error.param, error.body, error.content_type
-        return refusal
-    if isinstance(error, BackendError):
-        return Refusal(error.status, "backend_error", error.message, param=error.param)
-    logger.error("backend failed", exc_info=error, extra={"backend": name})
-    return Refusal(500, "backend_error", "the backend failed")
-
-
-@functools.lru_cache(maxsize=64)
-def _ending(status: int, code: str, detail: str, style: Format, lines: bytes | None) -> Ending:
-    return either(status, code, detail, style, RETRY_AFTER_S if status == 503 else 0, lines=lines)

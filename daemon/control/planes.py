@@ -142,8 +142,8 @@ class Planes:
         self._events.stop()
         self._writer.send(kind=m.SHUTDOWN_PLANE, flags=m.FORCE if self.slots_used else 0)
         plane_has_ended = self._join_data_plane()
-        if plane_has_ended:
-            self.admission.settle(functools.partial(last_events, self.plane))
+        # A plane that does not end is left behind with the process: what its records say now is all there will be.
+        self.admission.settle(functools.partial(last_events, self.plane))
         if self.relays is not None:
             self.relays.settle()
         transfers_have_ended = True

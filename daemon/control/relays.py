@@ -157,14 +157,14 @@ class Relays:
         try:
             relayed.attempt = relay.first()
         except RelayError:
-            relay.ended(_refused())
+            relay.ended(_unopened(st.REFUSED))
             raise
         return relayed
 
-    def abandon(self, relayed: Relayed) -> None:
-        """The stream is not opened, because its client has left meanwhile."""
+    def abandon(self, relayed: Relayed, reason: int = st.REFUSED) -> None:
+        """The stream is not opened, because its client has left meanwhile, or for another reason of the plane's."""
         relayed.attempt = None
-        self._account(relayed, _refused())
+        self._account(relayed, _unopened(reason))
 
     def begin(self, stream: Stream) -> None:
         """Its OPEN is on its way: make the attempt that was chosen."""
@@ -444,9 +444,9 @@ def _outcome(record: EventRecord, usage: EventRecord | None) -> Outcome:
     )
 
 
-def _refused() -> Outcome:
+def _unopened(reason: int) -> Outcome:
     """The outcome of a stream that never began."""
-    return Outcome(st.REASONS[st.REFUSED], False, 0, 0.0, None, None, 0, None, None, 0)
+    return Outcome(st.REASONS[reason], False, 0, 0.0, None, None, 0, None, None, 0)
 
 
 def relaying_backends(registry: Iterable[tuple[str, Backend]]) -> dict[str, RelayingBackend]:
