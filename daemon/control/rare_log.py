@@ -39,6 +39,11 @@ class RareLog:
         self._kept: dict[str, _Kept] = {}
         _logs.add(self)
 
+    @property
+    def code_count(self) -> int:
+        """Codes that had an event lately."""
+        return len(self._kept)
+
     def warn(self, message: str, code: str, **told: object) -> None:
         """One more event. `message` is a fixed text; what varies is `told` of the last event that a line is about."""
         kept = self._kept.get(code)

@@ -65,7 +65,11 @@ def _admission() -> Iterator[Admission]:
 def _relay(monkeypatch: pytest.MonkeyPatch) -> Accounted:
     """The one stream that the default backend opens."""
     relay = Accounted()
-    monkeypatch.setattr(Mock, "open", lambda _backend, _request: relay)
+
+    def opened(_backend: Mock, _request: Request) -> Accounted:
+        return relay
+
+    monkeypatch.setattr(Mock, "open", opened)
     return relay
 
 
