@@ -35,6 +35,10 @@ Key = tuple[int, int]  # slot and generation
 
 _RESTART_DELAY_S = 0.1
 _NEVER_S = float("inf")
+# With so many transfers under way a pass begins GATHER_S after the one before, at the earliest, and serves at once what
+# has come meanwhile: otherwise every token wakes this thread, and then the plane. A few streams never wait.
+GATHER_TRANSFERS_MIN = 32
+GATHER_S = 0.0005
 
 
 class Cancel(NamedTuple):
@@ -187,12 +191,14 @@ class TransferLoop:
     def _turn(self) -> None:
         sockets = self._sockets
         is_asked = False
+        if len(self._transfers) >= GATHER_TRANSFERS_MIN:
+            self._gather()
         ready = self._epoll.poll(self._timeout_s())
         self._woken_s = time.monotonic()
         for fd, events in ready:
             pool = sockets.get(fd)
             if pool is not None:
-                pool.act(fd, events)
+                pool.act(fd, events, self._woken_s)
             elif fd == self._event_fd:
                 self._hear()
             elif fd == self._wake_fd:
@@ -204,6 +210,11 @@ class TransferLoop:
             self._take_requests()
         self._tend_pools()
         self._push_touched()
+
+    def _gather(self) -> None:
+        left_s = self._woken_s + GATHER_S - time.monotonic()
+        if left_s > 0:
+            time.sleep(left_s)
 
     def _timeout_s(self) -> float | None:
         due_s = self._deadlines.next_s
@@ -262,7 +273,7 @@ class TransferLoop:
     def _pool(self, origin: Origin) -> Pool:
         pool = self._pools.get(origin)
         if pool is None:
-            pool = self._pools[origin] = Pool(load(), origin, self._epoll, self._sockets)
+            pool = self._pools[origin] = Pool(load(), origin, self._epoll, self._sockets, self._touched)
         return pool
 
     # ------------------------------------------------------------------------------------------------------- ends

@@ -5,11 +5,12 @@ Of the transfers' thread alone. An origin has a set of its own because libcurl b
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import select
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from daemon.control.libcurl import system_ca_file
 
@@ -18,17 +19,30 @@ if TYPE_CHECKING:
     from daemon.control.libcurl import Easy, LibCurl, Multi
     from daemon.control.transfer import Transfer
 
+logger = logging.getLogger(__name__)
+
 STREAMS_PER_CONNECTION_MAX = 100  # of HTTP/2; a server may allow fewer. One lost packet holds up all of them
 RECEIVE_BYTES = 16 * 1024  # one TLS record; libcurl hands over no larger piece
+# How often at least all transfers that share a connection are run, whatever one of them reads for all.
+ALL_INTERVAL_S = 0.1
 
 _NEVER_S = float("inf")
+
+
+class Reader(NamedTuple):
+    """Who reads a connection that several transfers share."""
+
+    transfer: Transfer
+    all_due_s: float  # when all of them are to be run again
 
 
 class Pool:
     """One origin's."""
 
-    def __init__(self, libcurl: LibCurl, origin: Origin, epoll: select.epoll, sockets: dict[int, Pool]) -> None:
-        """Sockets are put into `epoll`, and into `sockets` under this pool."""
+    def __init__(
+        self, libcurl: LibCurl, origin: Origin, epoll: select.epoll, sockets: dict[int, Pool], touched: list[Transfer]
+    ) -> None:
+        """Sockets are put into `epoll`, and into `sockets` under this pool. Who takes something, into `touched`."""
         self._libcurl = libcurl
         self.origin = origin
         self.write_pause = libcurl.WRITEFUNC_PAUSE
@@ -43,6 +57,8 @@ class Pool:
         self.trouble: OSError | None = None  # of a callback, which cannot raise
         self._epoll = epoll
         self._sockets = sockets
+        self._touched = touched
+        self._readers: dict[int, Reader] = {}  # by socket; of HTTP/2
         self._spare: list[Easy] = []
         self._epoll_events = {
             libcurl.POLL_NONE: 0,
@@ -93,9 +109,36 @@ class Pool:
         if not self.transfers:
             self.idle_until_s = self._idle_until_s()
 
-    def act(self, fd: int, events: int) -> None:
+    def act(self, fd: int, events: int, now_s: float) -> None:
         """Something has happened on a socket. What has ended is put into `ended`."""
-        _, running_count = self._socket_action(fd, self._selected[events & 31])
+        taken_count = len(self._touched)
+        reader = self._readers.get(fd)
+        if reader is not None and events == select.EPOLLIN and now_s < reader.all_due_s:
+            self._read_alone(reader.transfer)
+            if len(self._touched) > taken_count:
+                return
+        self._run(fd, self._selected[events & 31])
+        if self.origin.http2 and len(self._touched) > taken_count:
+            self._readers[fd] = Reader(self._touched[-1], now_s + ALL_INTERVAL_S)
+
+    def _read_alone(self, transfer: Transfer) -> None:
+        """Have one transfer read what has come for all that share its connection.
+
+        Told of a socket, libcurl runs every transfer on it, and each of them tries to read: of a hundred one finds
+        something, for all of them. A transfer that goes on "after a pause" is run alone, and those that are through by
+        what it read. Whatever does not come that way, `act` gets by running all of them.
+        """
+        if transfer.has_ended or transfer.is_paused:
+            return
+        try:
+            transfer.easy.pause(self._libcurl.PAUSE_CONT)
+        except self._libcurl.error as error:
+            logger.debug("a transfer cannot read for others: %s", error)
+            return
+        self._run(self._libcurl.SOCKET_TIMEOUT, 0)
+
+    def _run(self, fd: int, selected: int) -> None:
+        _, running_count = self._socket_action(fd, selected)
         if running_count != len(self.transfers):
             self._collect()
 
@@ -172,6 +215,7 @@ class Pool:
         if self._sockets.get(fd) is not self:
             return
         del self._sockets[fd]
+        self._readers.pop(fd, None)
         try:
             self._epoll.unregister(fd)
         except OSError as error:  # closed already, which has taken it out of the epoll set
