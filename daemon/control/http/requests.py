@@ -2,6 +2,9 @@
 
 A field that is not listed here is let through to the upstream as it came. A field that is listed has the type and the
 bounds that OpenAI's reference gives it; null is the same as leaving it out. Nothing is converted: "5" is no number.
+
+What may be long is looked at quickly first (`quick`), and stays as it came: of a request's class its type says what it
+holds, and not of which class that is.
 """
 
 from __future__ import annotations
@@ -11,8 +14,9 @@ from typing import Annotated, Any, Literal, TypeAlias, cast
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
 
 from backends.openai.request import MODEL_CHARACTERS_MAX
+from daemon.control.http import quick
+from daemon.control.http.quick import BIAS_MAX, TOKENS_MAX
 
-TOKENS_MAX = 2**31 - 1
 CHOICES_MAX = 128
 STOPS_MAX = 4
 TEXT = "?text"  # what begins with a question mark is a branch of a union, and no part of a field's path
@@ -61,6 +65,7 @@ Prompt: TypeAlias = Annotated[
     | Annotated[Tokens, Tag("?tokens")]
     | Annotated[list[Tokens], Field(fail_fast=True, min_length=1), Tag("?token lists")],
     Discriminator(_prompt_shape),
+    quick.PROMPT,
 ]
 Stop: TypeAlias = Annotated[
     Annotated[str, Tag(TEXT)] | Annotated[list[str], Field(fail_fast=True, max_length=STOPS_MAX), Tag(LIST)],
@@ -71,6 +76,7 @@ Choice: TypeAlias = Annotated[
     Discriminator(_shape),
 ]
 Penalty: TypeAlias = Annotated[float, Field(ge=-2, le=2)]
+Numbers: TypeAlias = Annotated[list[int], Field(fail_fast=True), quick.NUMBERS]
 TokenCount: TypeAlias = Annotated[int, Field(ge=0, le=TOKENS_MAX)]
 
 
@@ -101,7 +107,7 @@ class Sampling(Body):
     stop: Stop | None = Field(None, description="A string, or at most 4 of them, before which the answer ends.")
     presence_penalty: Penalty | None = None
     frequency_penalty: Penalty | None = None
-    logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] | None = None
+    logit_bias: Annotated[dict[str, Annotated[float, Field(ge=-BIAS_MAX, le=BIAS_MAX)]], quick.BIASES] | None = None
     seed: Annotated[int, Field(ge=-(2**63), le=2**63 - 1)] | None = None
     user: str | None = Field(None, description="The end user, for the upstream.")
     top_k: Annotated[int, Field(ge=-1, le=TOKENS_MAX)] | None = Field(None, description="-1 and 0: all tokens.")
@@ -109,13 +115,13 @@ class Sampling(Body):
     repetition_penalty: Annotated[float, Field(gt=0)] | None = None
     length_penalty: float | None = None
     use_beam_search: bool | None = None
-    stop_token_ids: Annotated[list[int], Field(fail_fast=True)] | None = None
+    stop_token_ids: Numbers | None = None
     include_stop_str_in_output: bool | None = None
     ignore_eos: bool | None = None
     min_tokens: TokenCount | None = None
     skip_special_tokens: bool | None = None
     spaces_between_special_tokens: bool | None = None
-    allowed_token_ids: Annotated[list[int], Field(fail_fast=True)] | None = None
+    allowed_token_ids: Numbers | None = None
     prompt_logprobs: Annotated[int, Field(ge=-1)] | None = None
     truncate_prompt_tokens: Annotated[int, Field(ge=-1)] | None = None
 
@@ -250,16 +256,16 @@ class ResponseFormat(Body):
 class ChatCompletionRequest(Sampling):
     """The body of `POST /v1/chat/completions`."""
 
-    messages: Annotated[list[Message], Field(fail_fast=True, min_length=1)] = Field(
+    messages: Annotated[list[Message], Field(fail_fast=True, min_length=1), quick.MESSAGES] = Field(
         examples=[[{"role": "user", "content": "Hello"}]]
     )
     max_completion_tokens: TokenCount | None = Field(None, description="Takes the place of `max_tokens`.")
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
-    tools: Annotated[list[Tool], Field(fail_fast=True)] | None = None
+    tools: Annotated[list[Tool], Field(fail_fast=True), quick.TOOLS] | None = None
     tool_choice: Choice | None = None
     parallel_tool_calls: bool | None = None
-    functions: Annotated[list[Function], Field(fail_fast=True)] | None = None
+    functions: Annotated[list[Function], Field(fail_fast=True), quick.FUNCTIONS] | None = None
     function_call: Choice | None = None
     response_format: ResponseFormat | None = None
     reasoning_effort: str | None = None
