@@ -129,7 +129,7 @@ _NEVER = NeverCancelled()
 class Request:
     """One stream's request, as its backend sees it. Ask it only on the thread that runs the backend."""
 
-    __slots__ = ("body", "control", "endpoint", "fields", "headers", "raw")
+    __slots__ = ("body", "control", "decoded", "endpoint", "fields", "headers", "raw")
 
     def __init__(
         self, fields: Fields, raw: bytes = b"", headers: Mapping[str, str] | None = None, endpoint: Endpoint = ""
@@ -138,6 +138,8 @@ class Request:
         self.endpoint: Endpoint = endpoint
         self.fields = fields
         self.raw = b"" if raw == b"\0" else raw  # one NUL byte stands for an empty handoff
+        # What `raw` says, where somebody has found out; not to be changed. It is there for `open` and `form` alone.
+        self.decoded: dict[str, Any] | None = None
         self.headers: Mapping[str, str] = headers or {}
         self.body: Iterator[bytes] = iter(())
         self.control: Control = _NEVER
@@ -171,6 +173,8 @@ class Request:
     @property
     def options(self) -> dict[str, Any]:
         """Everything the handoff said, unknown fields included."""
+        if self.decoded is not None:
+            return dict(self.decoded)
         return dict(msgspec.json.decode(self.raw)) if self.raw else {}
 
     def cancelled(self) -> bool:

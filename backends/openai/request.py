@@ -1,6 +1,6 @@
 """What an upstream is asked: the body and the headers that follow from a handoff, or from an HTTP request. Pure.
 
-The handoff is decoded again here, whole, because what the daemon does not know must reach the upstream as it came:
+A handoff is decoded again here, whole, because what the daemon does not know must reach the upstream as it came:
 parts of messages, calls of tools, parameters under `options`. A request of the HTTP front's API has been looked at, and
 speaks the upstream's own language: all of it goes on, but for what makes it a stream.
 """
@@ -161,11 +161,15 @@ def _prompt_characters(prompt: object) -> int:
         return len(prompt)
     if isinstance(prompt, list):
         elements = cast("list[object]", prompt)
-        return sum(CHARACTERS_PER_TOKEN if isinstance(one, int) else _prompt_characters(one) for one in elements)
+        if elements and isinstance(elements[0], int):  # then all of them are
+            return CHARACTERS_PER_TOKEN * len(elements)
+        return sum(_prompt_characters(one) for one in elements)
     return 0
 
 
 def _said(request: Request) -> dict[str, Any]:
+    if request.decoded is not None:
+        return request.decoded
     if not request.raw:
         return {
             name: value

@@ -56,6 +56,10 @@ def test_unknown_fields_are_options() -> None:
     raw = json.dumps({"prompt": "p", "profile": {"deep": 1}}).encode()
     assert Request(Fields(), raw).options["profile"] == {"deep": 1}
     assert Request(Fields()).options == {}
+    known = Request(Fields(), raw)
+    known.decoded = {"a": 1}
+    assert known.options == {"a": 1}
+    assert known.options is not known.decoded
     assert Request(Fields(), b"\0").options == {}
 
 

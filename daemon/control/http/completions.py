@@ -96,9 +96,12 @@ class Completions:
         else:
             understood.messages = [Message(one["role"], one.get("content")) for one in said["messages"]]
         if not fields.stream:
-            raw = _asking_for_usage(said)
+            said = _asking_for_usage(said)
+            raw = _encoded(said)
         wanted = BackendRequest(understood, raw, self._headers(request, caller), endpoint)
+        wanted.decoded = said  # to decode it again would take as long as all the rest
         ticket = self._front.admit(backend, wanted, user=caller.limited_as)
+        wanted.decoded = None
         if fields.stream:
             return ticket, None
         return ticket, Assembly(is_chat=endpoint == "chat", model=served_model or "", choice_count=fields.n or 1)
@@ -165,12 +168,15 @@ def _prompt_of(prompt: object) -> str:
     return prompt if isinstance(prompt, str) else ""
 
 
-def _asking_for_usage(said: dict[str, Any]) -> bytes:
+def _asking_for_usage(said: dict[str, Any]) -> dict[str, Any]:
     """The body as backends get it, which make streams and nothing else; the whole answer tells what it cost."""
     given: dict[str, Any] = said.get("stream_options") or {}
-    options = {**given, "include_usage": True}
+    return {**said, "stream": True, "stream_options": {**given, "include_usage": True}}
+
+
+def _encoded(said: dict[str, Any]) -> bytes:
     try:
-        return msgspec.json.encode({**said, "stream": True, "stream_options": options})
+        return msgspec.json.encode(said)
     except RecursionError:
         raise ApiError(
             400, "malformed_json", "the body is not JSON that can be read: it is nested too deeply"

@@ -432,6 +432,11 @@ def spoken(
     raw = json.dumps(dict(fields)).encode()
     one = prepare(Request(Fields(), raw, HTTP, endpoint), "default-model", "content", random.Random(1))
     found: dict[str, Any] = json.loads(one.encoded(one.model, defaults))
+    known = Request(Fields(), raw, HTTP, endpoint)
+    known.decoded = json.loads(raw)
+    assert prepare(known, "default-model", "content", random.Random(1)) == one, "the front has decoded it"
+    assert one.encoded(one.model, defaults)
+    assert known.decoded == json.loads(raw), "it is only looked at"
     return one, found
 
 
@@ -464,6 +469,7 @@ def test_a_completion_has_no_system_message() -> None:
 def test_the_length_of_a_prompt() -> None:
     assert spoken("completions", {"prompt": "abc"})[0].prompt_characters == 3
     assert spoken("completions", {"prompt": ["ab", "c"]})[0].prompt_characters == 3
+    assert spoken("completions", {"prompt": [1, 2]})[0].prompt_characters == 8
     assert spoken("completions", {"prompt": [[1, 2], [3]]})[0].prompt_characters == 12
     assert spoken("completions", {})[0].prompt_characters == 0
     assert spoken("chat", {"messages": HELLO})[0].prompt_characters == 5

@@ -92,6 +92,7 @@ class FakeFront:
         self.pause_s = 0.0  # before the last thing it says
         self.tickets: list[FakeTicket] = []
         self.told: list[Told] = []
+        self.decoded: list[object] = []  # of the requests, as they are admitted
         self.closed_count = 0
 
     def admit(self, backend: str, request: Request, *, user: str = "", has_upload: bool = False) -> FakeTicket:
@@ -99,6 +100,7 @@ class FakeFront:
         if self.refusal is not None:
             raise self.refusal
         self.tickets.append(FakeTicket(backend, request, user))
+        self.decoded.append(request.decoded)
         return self.tickets[-1]
 
     def respond(self, ticket: Ticket, headers: Mapping[str, str], content_type: str = "text/event-stream") -> Response:

@@ -97,6 +97,8 @@ def test_what_a_backend_is_given(client: httpx.Client, front: FakeFront) -> None
     request, fields = ticket.request, ticket.request.fields
     assert (ticket.backend, ticket.user) == ("test_model", "127.0.0.1")
     assert request.raw == raw  # a stream's body goes on as it came
+    assert front.decoded == [json.loads(raw)]
+    assert request.decoded is None
     assert (request.endpoint, request.headers["x-request-id"], fields.request_id) == ("chat", "mine", "mine")
     assert (fields.model, fields.max_tokens, fields.temperature) == ("test-model", 5, 0.5)
     assert (request.prompt, fields.user_id) == ("Hello", None)
@@ -144,7 +146,10 @@ def test_a_whole_completion(client: httpx.Client) -> None:
 
 def test_a_whole_answer_is_a_stream_to_the_backend(client: httpx.Client, front: FakeFront) -> None:
     client.post(CHAT, json={**HELLO, "stream": False, "stream_options": {"continuous_usage_stats": True}, "x": [1]})
-    said = front.tickets[0].request.options
+    request = front.tickets[0].request
+    said = request.options
+    assert front.decoded == [said], "what is known of it is what its bytes say"
+    assert request.decoded is None, "a stream does not keep it"
     assert said == {
         **HELLO,
         "stream": True,
