@@ -110,6 +110,9 @@ class Wire:
         assert all(re.fullmatch(r"[!-9;-~]+: ?[^\r\n\0]*", line) for line in lines), lines
         headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
         assert len(headers) == len(lines), f"a header came twice: {lines}"
+        # Handshakes of WebSockets that are none are refused by the library, in plain text.
+        if status >= 200 and not headers.get("content-type", "").startswith("text/plain"):
+            assert headers.get("x-request-id"), f"an answer without the request's id: {lines}"
         body, is_whole, framing = self._body(status, headers, to_head=to_head)
         is_closing = headers.get("connection", "").lower() == "close"
         return Reply(status, headers, body, is_whole, is_closing, framing)

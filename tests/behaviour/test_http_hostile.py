@@ -4,6 +4,7 @@ requests, too much and too slow. Each gets its answer or none, and leaves nothin
 from __future__ import annotations
 
 import json
+import re
 import select
 import socket
 import struct
@@ -303,6 +304,25 @@ def test_heads_that_are_too_large(front: Front) -> None:
             assert reply.error["message"]
             assert wire.rest() == b""
     assert front.ask(get("/health", "X-Long: " + "x" * (HEAD_BYTES_MAX - 100) + "\r\n")).status == 200
+
+
+def test_what_is_refused_by_its_head_has_an_id(front: Front) -> None:
+    """Its own where the head is whole, otherwise a new one, and never that of the request before it."""
+    with front.connect() as wire:
+        wire.send(b"GET /health HTTP/1.1\r\nX-Request-Id: mine\r\n\r\n")
+        refused = wire.reply()
+        assert (refused.status, refused.headers["x-request-id"]) == (400, "mine")
+    ids: set[str] = set()
+    for late in (get("/" + "x" * HEAD_BYTES_MAX), b"GET /hea", b"\r\n" * HEAD_BYTES_MAX, b"\0"):
+        with front.connect() as wire:
+            wire.send(get("/health", "X-Request-Id: mine\r\n"))
+            assert wire.reply().headers["x-request-id"] == "mine"
+            wire.send(late)
+            refused = wire.reply()
+            assert refused.status in {400, 408, 431}
+            ids.add(refused.headers["x-request-id"])
+    assert len(ids) == 4
+    assert all(re.fullmatch("[0-9a-f]{32}", one) for one in ids)
 
 
 def test_bodies_that_are_too_large(front: Front) -> None:

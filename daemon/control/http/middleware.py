@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import base64
 import logging
-import re
 import secrets
 from typing import TYPE_CHECKING, NamedTuple
 
 from daemon.control.http.errors import ApiError, response_of
+from daemon.control.http.request_head import is_request_id
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from daemon.control.http.keys import Keys
 
 CALLER = "streaming_daemon.caller"  # where a scope has it
-_is_request_id = re.compile(rb"[!-~]{1,128}").fullmatch
 FAILED = "the server failed; its log says why, under the request's id"
 PROTOCOL = "streaming-daemon"  # of a WebSocket that brings its key with the names of its protocols
 KEY_PROTOCOL = "bearer."
@@ -72,7 +71,7 @@ class Requests:
             await self._app(scope, receive, send)
             return
         given = header_of(scope, b"x-request-id")
-        request_id = given if given is not None and _is_request_id(given) else secrets.token_hex(16).encode()
+        request_id = given if given is not None and is_request_id(given) else secrets.token_hex(16).encode()
         client = scope.get("client")
         scope[CALLER] = Caller(request_id.decode("ascii"), "", str(client[0]) if client else "")
 

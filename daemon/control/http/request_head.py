@@ -1,14 +1,21 @@
-"""What of a request's head httptools lets through and a server must not: pure, and nothing here knows the daemon.
+"""What of a request's head httptools lets through and a server must not. Nothing here knows the daemon.
 
 Each rule is RFC 9112's. What two servers on a request's way could read in two ways is refused, and never repaired.
 """
 
 from __future__ import annotations
 
+import json
+import re
+import secrets
+from http import HTTPStatus
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+
+
+is_request_id = re.compile(rb"[!-~]{1,128}").fullmatch
 
 
 class Fault(NamedTuple):
@@ -38,6 +45,22 @@ def fault_of_websocket(method: bytes, version: str, headers: Sequence[tuple[byte
     if method != b"GET" or version != "1.1" or has_body(headers):
         return Fault(400, "a WebSocket begins with a GET of HTTP/1.1 that has no body")
     return None
+
+
+def refusal(status: int, message: str, headers: Sequence[tuple[bytes, bytes]] = ()) -> bytes:
+    """A whole response for a request that is refused by its head, in OpenAI's envelope and with the request's id.
+
+    `headers` are the request's, as far as they are known; without an id among them that can be used it gets a new one.
+    """
+    given = next((value for name, value in headers if name == b"x-request-id" and is_request_id(value)), None)
+    request_id = secrets.token_hex(16) if given is None else given.decode("ascii")
+    error = {"message": message, "type": "invalid_request_error", "param": None, "code": None}
+    body = json.dumps({"error": error}).encode()
+    head = (
+        f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\nContent-Type: application/json\r\n"
+        f"Content-Length: {len(body)}\r\nX-Request-Id: {request_id}\r\nConnection: close\r\n\r\n"
+    )
+    return head.encode() + body
 
 
 def has_body(headers: Sequence[tuple[bytes, bytes]]) -> bool:

@@ -16,20 +16,25 @@ Nothing here knows the daemon: docs/http.md has an application that hands its so
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import threading
-from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from daemon.control.http.lingering import WRITE_TIMEOUT_S, LingeringTransport, WatchedTransport
-from daemon.control.http.request_head import BodyListener, body_head, fault_of, fault_of_websocket, has_body
+from daemon.control.http.request_head import (
+    BodyListener,
+    body_head,
+    fault_of,
+    fault_of_websocket,
+    has_body,
+    refusal,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from uvicorn.config import Config
     from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
@@ -96,17 +101,6 @@ class Exchange:
     async def take(self) -> Taken:
         """See the module. Raises ClientGone, or OSError where no descriptor is left: then nothing has changed."""
         return await self.protocol.take(self)
-
-
-def refusal(status: int, message: str) -> bytes:
-    """A whole response for a request that cannot be parsed, in OpenAI's envelope."""
-    error = {"message": message, "type": "invalid_request_error", "param": None, "code": None}
-    body = json.dumps({"error": error}).encode()
-    head = (
-        f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\nContent-Type: application/json\r\n"
-        f"Content-Length: {len(body)}\r\nConnection: close\r\n\r\n"
-    )
-    return head.encode() + body
 
 
 def _not_counted(_scope: dict[str, Any] | None, _status: int) -> None:
@@ -242,7 +236,7 @@ class RequestProtocol(HttpToolsProtocol):
             fault = fault_of_websocket(self.parser.get_method(), version, self.headers)
         if fault is not None:
             self._is_skipping = True
-            self.refuse(*fault)
+            self.refuse(*fault, self.headers)
             return
         earlier = self.cycle
         super().on_headers_complete()
@@ -370,11 +364,11 @@ class RequestProtocol(HttpToolsProtocol):
         """What is no HTTP."""
         self.refuse(400, msg)
 
-    def refuse(self, status: int, message: str) -> None:
-        """Answer a request that cannot be parsed, and close."""
+    def refuse(self, status: int, message: str, headers: Sequence[tuple[bytes, bytes]] = ()) -> None:
+        """Answer a request that cannot be parsed, and close. `headers` are its own, where they are known."""
         if not self.transport.is_closing():
             self._answered(None, status)
-            self.transport.write(refusal(status, message))
+            self.transport.write(refusal(status, message, headers))
             self.transport.close()
 
     def handle_websocket_upgrade(self) -> None:

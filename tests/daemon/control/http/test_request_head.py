@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
+import json
+import re
+
 import httptools
 import pytest
 
-from daemon.control.http.request_head import BodyListener, body_head, fault_of, fault_of_websocket, has_body
+from daemon.control.http.request_head import (
+    BodyListener,
+    body_head,
+    fault_of,
+    fault_of_websocket,
+    has_body,
+    refusal,
+)
 
 HOST = (b"host", b"daemon")
 CHUNKED = (b"transfer-encoding", b"chunked")
@@ -30,6 +40,21 @@ CHUNKED = (b"transfer-encoding", b"chunked")
 def test_faults(version: str, headers: list[tuple[bytes, bytes]], status: int | None) -> None:
     fault = fault_of(version, headers)
     assert (None if fault is None else fault.status) == status
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [(b"mine", "mine"), (b"", None), (b"a b", None), (b"x" * 129, None), (b"\xe9", None), (None, None)],
+)
+def test_a_refusal_has_the_requests_id(given: bytes | None, said: str | None) -> None:
+    headers = [HOST] if given is None else [HOST, (b"x-request-id", given)]
+    head, _, body = refusal(431, "too large", headers).partition(b"\r\n\r\n")
+    first, *lines = head.decode().split("\r\n")
+    found = dict(line.split(": ") for line in lines)
+    assert first == "HTTP/1.1 431 Request Header Fields Too Large"
+    assert found["Content-Length"] == str(len(body))
+    assert found["X-Request-Id"] == said or (said is None and re.fullmatch("[0-9a-f]{32}", found["X-Request-Id"]))
+    assert json.loads(body)["error"]["message"] == "too large"
 
 
 def test_a_websocket_begins_without_a_body() -> None:
