@@ -32,18 +32,31 @@ class Sender:
         self.pipe = pipe
         self.kernel = kernel
         self._waiting: deque[tuple[bytes, Callable[[], None] | None]] = deque()
+        self._written_count = 0
+        self._following: deque[tuple[int, Callable[[], None]]] = deque()
 
     def send(self, data: bytes, apply: Callable[[], None] | None = None) -> None:
         self._waiting.append((data, apply))
         self.flush()
 
+    def when_written(self, action: Callable[[], None]) -> None:
+        """Do it when all that was sent is in the pipe: what others write is behind it from then on."""
+        self._following.append((self._written_count + len(self._waiting), action))
+        self._follow()
+
     def flush(self) -> None:
         waiting, wrote = self._waiting, False
         while waiting and self.pipe.write(*waiting[0]):
             waiting.popleft()
+            self._written_count += 1
             wrote = True
         if wrote:
             self.kernel.wake(self.pipe)
+            self._follow()
+
+    def _follow(self) -> None:
+        while self._following and self._following[0][0] <= self._written_count:
+            self._following.popleft()[1]()
 
 
 class EventReader:

@@ -431,7 +431,8 @@ class Simulation:
         feed = Feed(worker, stream, rng, upload, chunked=bool(flags & m.CHUNKED))
         worker.feeds[stream.key] = feed
         self.feeds.append(feed)
-        self.kernel.at(rng.choice((0, 0, 5, 100, 5000)) * MILLISECOND, feed.begin)
+        delay_ns = rng.choice((0, 0, 5, 100, 5000)) * MILLISECOND
+        self.sender.when_written(lambda: self.kernel.at(delay_ns, feed.begin))  # START must come behind the OPEN
 
     def _open_relayed(self, stream: StreamCheck) -> None:
         assert self.relaying is not None
