@@ -1,13 +1,19 @@
-"""What all tests share: reports that survive the way from one process to another."""
+"""What all tests share: reports that survive the way from one process to another, and time for slow machines."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 if TYPE_CHECKING:
     from collections.abc import Generator
+
+
+# How long an example takes says how busy the machine is, not whether what it tests is right.
+settings.register_profile("streaming-daemon", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("streaming-daemon")
 
 
 def _encodable(text: str) -> str:

@@ -24,6 +24,7 @@ HEAD = (
     b"Connection: close\r\nX-Accel-Buffering: no\r\n\r\n"
 )
 DONE = b"data: [DONE]\n\n"
+LATE_S_MAX = 20.0  # of what comes at once or in time, on a machine that is busy with other things
 
 
 def _is_socket(descriptor: Path) -> bool:
@@ -193,19 +194,26 @@ class Daemon:
     def metric(self, name: str) -> float:
         return self.metrics().get(name, 0.0)
 
-    def wait_for_metric(self, name: str, value: float, timeout_s: float = 10) -> None:
+    def wait_for_metric(self, name: str, value: float, timeout_s: float = 30) -> None:
         """Wait until a sample has this value."""
         deadline = time.monotonic() + timeout_s
         while (seen := self.metric(name)) != value:
             assert time.monotonic() < deadline, f"{name} is {seen}, not {value}\n{self.log[-3000:]}"
             time.sleep(0.02)
 
-    def wait_idle(self, timeout_s: float = 10) -> None:
+    def wait_idle(self, timeout_s: float = 30) -> None:
         """Wait until no stream is left."""
         self.wait_for_metric("streaming_daemon_connections_active", 0, timeout_s)
 
     def descriptor_count(self) -> int:
         return len(list(Path(f"/proc/{self.pid}/fd").iterdir()))
+
+    def wait_for_descriptors(self, count_max: int) -> None:
+        """Wait until no more are open: an end is told while the last of a scrape's connection is still there."""
+        deadline = time.monotonic() + LATE_S_MAX
+        while (count := self.descriptor_count()) > count_max:
+            assert time.monotonic() < deadline, f"{count} descriptors are open, {count_max} are expected"
+            time.sleep(0.02)
 
     def socket_count(self) -> int:
         """Descriptors that are sockets."""

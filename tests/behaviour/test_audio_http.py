@@ -24,7 +24,7 @@ from backends.mel.formats import BLOCK, END, FRAMES
 from backends.mel.reference import features
 from tests.backends.mel.signals import speech
 from tests.backends.mel.whisper_model import make_model
-from tests.behaviour.daemon_process import DONE, Daemon
+from tests.behaviour.daemon_process import DONE, LATE_S_MAX, Daemon
 from tests.upstream.certificate import make_certificate
 
 if TYPE_CHECKING:
@@ -366,7 +366,8 @@ def test_a_socket_goes_on_while_the_daemon_drains(kernel: str, tmp_path: Path) -
         await client.send(PCM[:half].tobytes())
         first = await client.recv()
         process.terminate()
-        await asyncio.sleep(0.5)
+        while daemon.socket_path.exists():  # noqa: ASYNC110  (a process knows no event)
+            await asyncio.sleep(0.02)
         await client.send(PCM[half:].tobytes())
         await client.send('{"type":"end"}')
         return [first, *await everything(client)]
@@ -434,4 +435,4 @@ def test_a_socket_that_says_nothing_is_closed_in_time(daemon: Daemon) -> None:
     began_s = time.monotonic()
     (error,) = with_socket(daemon, use)
     assert error_of(error)["message"] == "no parameters came in 10 s"
-    assert time.monotonic() - began_s < 15
+    assert 9.9 < time.monotonic() - began_s < 10 + LATE_S_MAX

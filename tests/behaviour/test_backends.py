@@ -84,8 +84,9 @@ def test_a_client_that_leaves_stops_its_backend(start: Callable[..., Daemon]) ->
     daemon = start(BACKENDS, "--pool-size", "1")
     for _ in range(3):
         client = daemon.open({"backend": "hangs"}, tcp=True)
-        time.sleep(0.1)
+        daemon.wait_for_metric("streaming_daemon_connections_active", 1)
         client.close()
+        daemon.wait_idle()
     daemon.wait_for_metric(ended("client_gone"), 3)
     assert daemon.ask({"backend": "many"}).body.endswith(DONE)
 
@@ -108,15 +109,16 @@ def test_very_many_small_pieces(start: Callable[..., Daemon]) -> None:
 
 def test_keep_alives_fill_a_silence(start: Callable[..., Daemon]) -> None:
     daemon = start(BACKENDS + "[streaming]\nkeep_alive_ms = 300\n")
+    began_s = time.monotonic()
     body = daemon.ask({"backend": "silent"}).body
-    assert 2 <= body.count(b": keep-alive\n\n") <= 4
+    assert 1 <= body.count(b": keep-alive\n\n") <= (time.monotonic() - began_s) / 0.3
     assert body.replace(b": keep-alive\n\n", b"") == (
         b'data: {"content":"before"}\n\ndata: {"content":"after"}\n\n' + DONE
     )
 
 
 def test_keep_alives_before_the_first_byte_bring_the_head(start: Callable[..., Daemon]) -> None:
-    daemon = start(BACKENDS + "[streaming]\nkeep_alive_ms = 200\n[timeouts]\nfirst_byte_timeout_ms = 700\n")
+    daemon = start(BACKENDS + "[streaming]\nkeep_alive_ms = 200\n[timeouts]\nfirst_byte_timeout_ms = 3000\n")
     answer = daemon.ask({"backend": "hangs", "response_headers": {"X-Kept": "yes"}})
     assert answer.status == 200
     assert answer.headers["x-kept"] == "yes"
@@ -125,11 +127,13 @@ def test_keep_alives_before_the_first_byte_bring_the_head(start: Callable[..., D
 
 
 def test_the_queue_is_bounded_and_waits_no_longer_than_its_deadline(start: Callable[..., Daemon]) -> None:
-    daemon = start(BACKENDS + "[timeouts]\nqueue_timeout_ms = 400\n[thread_pool]\npool_size = 1\nqueue_count_max = 2\n")
+    daemon = start(
+        BACKENDS + "[timeouts]\nqueue_timeout_ms = 3000\n[thread_pool]\npool_size = 1\nqueue_count_max = 2\n"
+    )
     first = daemon.open({"backend": "hangs"})
-    time.sleep(0.15)
+    daemon.wait_for_metric("streaming_daemon_queue_wait_seconds_count", 1)
     waiting = [daemon.open({"backend": "hangs"}) for _ in range(2)]
-    time.sleep(0.1)
+    daemon.wait_for_metric("streaming_daemon_queue_length", 2)
     refused = daemon.ask({"backend": "hangs"})
     assert refused.status == 503
     assert "retry-after" in refused.headers
@@ -145,9 +149,9 @@ def test_the_queue_is_bounded_and_waits_no_longer_than_its_deadline(start: Calla
 def test_a_client_that_leaves_the_queue_is_forgotten(start: Callable[..., Daemon]) -> None:
     daemon = start(BACKENDS + "[thread_pool]\npool_size = 1\n")
     first = daemon.open({"backend": "hangs"})
-    time.sleep(0.15)
+    daemon.wait_for_metric("streaming_daemon_queue_wait_seconds_count", 1)
     second = daemon.open({"backend": "many"}, tcp=True)
-    time.sleep(0.05)
+    daemon.wait_for_metric("streaming_daemon_queue_length", 1)
     second.close()
     daemon.wait_for_metric(ended("client_gone"), 1)
     first.close()
@@ -156,13 +160,14 @@ def test_a_client_that_leaves_the_queue_is_forgotten(start: Callable[..., Daemon
 
 
 def test_streams_per_user(start: Callable[..., Daemon]) -> None:
-    daemon = start("[limits]\nstreams_per_user = 2\n", "--delay", "100")
+    daemon = start("[limits]\nstreams_per_user = 2\n", "--delay", "1000")
     held = [daemon.open({"user_id": 5}) for _ in range(2)]
-    time.sleep(0.1)
+    daemon.wait_for_metric("streaming_daemon_connections_active", 2)
     refused = daemon.ask({"user_id": 5})
     assert refused.status == 429
     assert "retry-after" in refused.headers
-    assert daemon.ask({"user_id": 6}).status == 200
+    with daemon.open({"user_id": 6}) as other:
+        assert other.recv(15) == b"HTTP/1.1 200 OK"
     for client in held:
         client.close()
     daemon.wait_idle()
@@ -182,9 +187,9 @@ def test_peers_that_may_not_hand_over(start: Callable[..., Daemon]) -> None:
 
 
 def test_a_whole_stream_has_a_deadline(start: Callable[..., Daemon]) -> None:
-    daemon = start("[timeouts]\nstream_timeout_ms = 300\n", "--delay", "100")
+    daemon = start("[timeouts]\nstream_timeout_ms = 1500\n", "--delay", "500")
     answer = daemon.ask()
-    assert 2 <= len(answer.contents) <= 4
+    assert 1 <= len(answer.contents) <= 4
     error_of(answer.body)
     daemon.wait_for_metric(ended("stream_timeout"), 1)
 

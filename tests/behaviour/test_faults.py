@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.behaviour.daemon_process import DONE, Daemon, read_all, tcp_pair
+from tests.behaviour.daemon_process import DONE, LATE_S_MAX, Daemon, read_all, tcp_pair
 from tests.behaviour.test_streams import assert_whole
 
 if TYPE_CHECKING:
@@ -53,16 +53,16 @@ def test_no_close_waits_for_a_client_that_does_not_read(start: Callable[..., Dae
     daemon = start(UNPACED + "[timeouts]\nwrite_timeout_ms = 300\n")
     server, client = tcp_pair()
     # What a handoff's sender has asked for: that a close waits until everything has been read.
-    server.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 5))
+    server.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 60))
     daemon.hand_over(b"{}", [server.fileno()])
     server.close()
-    ends_s = time.monotonic() + 2
-    while time.monotonic() < ends_s:
+    was_closed = False
+    while not was_closed:  # and once behind it
+        was_closed = daemon.metric(ended("write_timeout")) == 1
         began_s = time.monotonic()
         assert daemon.ask({"max_tokens": 1}).body.endswith(DONE)
-        assert time.monotonic() - began_s < 1, "another client's close holds up everybody"
+        assert time.monotonic() - began_s < LATE_S_MAX, "another client's close holds up everybody"
         time.sleep(0.02)
-    daemon.wait_for_metric(ended("write_timeout"), 1)
     client.close()
 
 
@@ -73,7 +73,7 @@ def test_slow_readers_do_not_slow_the_others(start: Callable[..., Daemon]) -> No
     answer = daemon.ask()
     assert len(answer.contents) == 200
     assert answer.body.endswith(DONE)
-    assert 0.9 < time.monotonic() - began < 1.6
+    assert 0.9 < time.monotonic() - began < LATE_S_MAX  # who does not read is cut after 30 s
     for client in slow:
         client.close()
     daemon.wait_idle()
@@ -89,7 +89,7 @@ def test_a_slow_reader_gets_everything(start: Callable[..., Daemon]) -> None:
     server.close()
     pieces: list[bytes] = []
     with client:
-        client.settimeout(10)
+        client.settimeout(30)
         while piece := client.recv(7777):
             pieces.append(piece)
             if len(pieces) < 20:
@@ -117,15 +117,15 @@ def test_clients_that_leave_at_any_moment(daemon: Daemon, delay_s: float, tcp: b
             client.close()
     daemon.wait_idle()
     assert_whole(daemon.ask(tcp=tcp))
-    assert daemon.descriptor_count() <= descriptors + 1
+    daemon.wait_for_descriptors(descriptors + 1)
 
 
 def test_leaving_is_noticed_before_the_next_message(start: Callable[..., Daemon]) -> None:
-    daemon = start("", "--delay", "5000")
+    daemon = start("", "--delay", "60000")
     client = daemon.open(tcp=True)
     client.recv(100)
     client.close()
-    daemon.wait_for_metric(ended("client_gone"), 1, timeout_s=2)
+    daemon.wait_for_metric(ended("client_gone"), 1, LATE_S_MAX)
 
 
 def test_a_half_closed_client_can_be_kept(start: Callable[..., Daemon]) -> None:
@@ -151,7 +151,7 @@ def test_unread_input_does_not_destroy_the_answer(daemon: Daemon) -> None:
 def test_a_client_that_is_still_sending_reads_its_whole_refusal(daemon: Daemon) -> None:
     server, client = tcp_pair()
     stop = threading.Event()
-    client.settimeout(10)
+    client.settimeout(30)
 
     def send() -> None:
         try:
@@ -179,7 +179,7 @@ def test_a_client_that_is_still_sending_reads_its_whole_refusal(daemon: Daemon) 
 
 @pytest.mark.serial
 def test_a_thousand_handoffs_at_once_with_room_for_a_hundred(start: Callable[..., Daemon]) -> None:
-    daemon = start("", "--max-connections", "100", "--delay", "200")
+    daemon = start("", "--max-connections", "100", "--delay", "600")  # all come before the first of them ends
     clients = [daemon.open({"user_id": n}) for n in range(1000)]
     answers = [read_all(client) for client in clients]
     for client in clients:
@@ -204,7 +204,7 @@ def test_descriptors_that_run_out_pause_accepting_and_nothing_leaks(start: Calla
     descriptors = daemon.descriptor_count()
     # Peers that say nothing hold a descriptor each; the backlog takes those that find none.
     peers = [daemon.connect() for _ in range(300)]
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + LATE_S_MAX
     while not re.search(r"accept.*paused|no descriptors", daemon.log, re.IGNORECASE):
         assert time.monotonic() < deadline, daemon.log
         time.sleep(0.02)
@@ -214,7 +214,7 @@ def test_descriptors_that_run_out_pause_accepting_and_nothing_leaks(start: Calla
     assert_whole(daemon.ask())
     daemon.wait_idle()
     assert daemon.metric("streaming_daemon_accept_pauses_total") >= 1
-    assert daemon.descriptor_count() <= descriptors + 1
+    daemon.wait_for_descriptors(descriptors + 1)
 
 
 SECCOMP_WRAPPER = """

@@ -45,7 +45,7 @@ SETTINGS = msgspec.structs.replace(
     performance=Performance(body_buffer_count=8),
     backend=Backend(mel=MelBackend(enabled=True, audio_bytes_max=0, audio_seconds_max=0)),
 )
-IMPATIENT = Timeouts(first_byte_timeout_ms=700, silence_timeout_ms=700, linger_timeout_ms=500)
+IMPATIENT = Timeouts(first_byte_timeout_ms=1500, silence_timeout_ms=1500, linger_timeout_ms=500)
 GROWTH_BYTES_MAX = 16 << 20
 
 
@@ -89,7 +89,7 @@ def mel(kernel: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemo
 
 
 def wait_until_free(planes: Planes) -> None:
-    deadline_s = time.monotonic() + 10
+    deadline_s = time.monotonic() + 60
     while planes.admission.active_count > 0:
         assert time.monotonic() < deadline_s, "a stream has not ended"
         time.sleep(0.005)

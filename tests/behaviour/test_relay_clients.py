@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.behaviour.daemon_process import DONE, HEAD, read_all
+from tests.behaviour.daemon_process import DONE, HEAD, LATE_S_MAX, read_all
 from tests.behaviour.relay_helpers import (
     CANCEL_S_MAX,
     TRANSPORTS,
@@ -39,15 +39,17 @@ def _relay(kernel: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Re
     directory = tmp_path_factory.mktemp("relay")
     backlog = str(directory / "full.sock")
     with full_backlog() as port, full_backlog(backlog):
+        hung = {"connect_timeout_ms": 60_000}
 
         def tables(upstream: Upstream) -> list[dict[str, object]]:
             return [
                 *by_all(upstream),
-                *by_all(upstream, "-drain", on_disconnect="drain", drain_timeout_s=1),
+                *by_all(upstream, "-drain", on_disconnect="drain", drain_timeout_s=60),
+                *by_all(upstream, "-brief-drain", on_disconnect="drain", drain_timeout_s=1),
                 by("tcp", upstream, "patient"),
-                {"name": "hung", "api_base": f"http://127.0.0.1:{port}/v1"},
-                {"name": "hung-tls", "api_base": f"https://127.0.0.1:{port}/v1"},
-                {"name": "hung-unix", "api_socket": backlog},
+                {"name": "hung", "api_base": f"http://127.0.0.1:{port}/v1", **hung},
+                {"name": "hung-tls", "api_base": f"https://127.0.0.1:{port}/v1", **hung},
+                {"name": "hung-unix", "api_socket": backlog, **hung},
             ]
 
         with relaying(kernel, directory, tables, breaker_failures=0) as relay:
@@ -91,7 +93,7 @@ def test_the_upstream_stops_when_the_client_leaves(relay: Relay, transport: str,
             if moment == "before the first token":
                 relay.upstream.wait_sent(request, len(BEGUN[0]))
             elif moment != "before the head":
-                client.settimeout(10)
+                client.settimeout(30)
                 client.recv(len(HEAD) + 10)
             left_s = leave(client)
             waits.append(relay.upstream.wait_gone(request) - left_s)
@@ -106,7 +108,7 @@ def test_a_hundred_that_leave_at_once_stop_as_many(relay: Relay, transport: str)
     begun = [relay.open(MOMENTS["in mid-stream"], by=transport, model=model, request_id=f"{n}")[0] for n in range(100)]
     relay.upstream.wait_for_requests(100, model)
     for client in begun:
-        client.settimeout(10)
+        client.settimeout(30)
         client.recv(1)
     left_s = time.monotonic()
     for client in begun:
@@ -129,8 +131,8 @@ def test_leaving_while_connecting_ends_at_once(relay: Relay, name: str) -> None:
         for client in begun:
             client.close()
         relay.daemon.wait_idle()
-        assert time.monotonic() - left_s < 1
-    deadline_s = time.monotonic() + 6  # libcurl says goodbye to a TLS connection for two seconds
+        assert time.monotonic() - left_s < LATE_S_MAX  # and not when the connect is given up
+    deadline_s = time.monotonic() + LATE_S_MAX  # libcurl says goodbye to a TLS connection for two seconds
     while relay.daemon.socket_count() > sockets + 1:
         assert time.monotonic() < deadline_s, "sockets are left behind"
         time.sleep(0.01)
@@ -149,7 +151,7 @@ def test_leaving_while_a_retry_waits_asks_nobody_again(relay: Relay) -> None:
 def test_a_client_that_leaves_is_in_the_ledger(relay: Relay, transport: str) -> None:
     client, name = relay.open(MOMENTS["in mid-stream"], by=transport)
     (request,) = relay.upstream.wait_for_requests(1, name)
-    client.settimeout(10)
+    client.settimeout(30)
     expected = HEAD + content_of(TOKENS)
     got = b""
     while len(got) < len(expected):
@@ -170,7 +172,7 @@ def test_a_drain_reads_on_and_learns_the_usage(relay: Relay, transport: str) -> 
     events = openai_stream(TOKENS, usage=ask_usage(21, 4))
     client, name = relay.open(Plan([*events[:2], gate, *events[2:]]), by=f"{transport}-drain")
     (request,) = relay.upstream.wait_for_requests(1, name)
-    client.settimeout(10)
+    client.settimeout(30)
     client.recv(1)
     client.close()
     time.sleep(0.1)
@@ -186,13 +188,13 @@ def test_a_drain_has_an_end(relay: Relay) -> None:
     plan = Plan(openai_stream(TOKENS * 1000), interval_s=0.02)
     left: dict[str, float] = {}
     for transport in TRANSPORTS:
-        client, name = relay.open(plan, by=f"{transport}-drain")
-        client.settimeout(10)
+        client, name = relay.open(plan, by=f"{transport}-brief-drain")
+        client.settimeout(30)
         client.recv(1)
         left[name] = leave(client)
     for name, left_s in left.items():
         (request,) = relay.upstream.requests(name)
-        assert 0.8 < relay.upstream.wait_gone(request) - left_s < 2
+        assert 0.8 < relay.upstream.wait_gone(request) - left_s < LATE_S_MAX
         assert relay.row(name)["end_reason"] == "client_gone"
 
 
@@ -202,7 +204,7 @@ def test_a_drain_has_an_end(relay: Relay) -> None:
 def stalled_bytes(request: Request) -> int:
     """How much the upstream could send when it can send no more."""
     quiet = sent = -1
-    deadline_s = time.monotonic() + 10
+    deadline_s = time.monotonic() + 30
     while quiet < 3:
         assert time.monotonic() < deadline_s, f"after {sent} bytes still more is taken"
         time.sleep(0.05)
@@ -234,7 +236,7 @@ def test_a_client_that_reads_in_drops_gets_every_byte(relay: Relay, transport: s
     tokens = [f"{number} " + "y" * (number % 700) for number in range(3000)]
     client, _ = relay.open(Plan([b"".join(openai_stream(tokens))], piece_bytes=9000), by=transport)
     client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-    client.settimeout(10)
+    client.settimeout(30)
     pieces: list[bytes] = []
     with client:
         while piece := client.recv(7777):
@@ -255,7 +257,7 @@ def test_a_client_that_never_reads_is_cut_and_so_is_its_upstream(kernel: str, tm
             client, model = relay.open(endless, by=name)
             (request,) = relay.upstream.wait_for_requests(1, model)
             began_s = time.monotonic()
-            assert relay.upstream.wait_gone(request) - began_s < 4
+            assert relay.upstream.wait_gone(request) - began_s < LATE_S_MAX
             with client:
                 assert not read_all(client).raw.endswith(DONE)
         relay.daemon.wait_for_metric(ended("write_timeout"), len(names))
@@ -285,4 +287,7 @@ def test_nothing_is_left_of_clients_that_leave(relay: Relay) -> None:
         time.sleep(0.001 * (number % 7))
         client.close()
     relay.daemon.wait_idle()
-    assert held_count() <= descriptors + 1
+    deadline_s = time.monotonic() + LATE_S_MAX
+    while (count := held_count()) > descriptors + 1:
+        assert time.monotonic() < deadline_s, f"{count} descriptors are held, {descriptors} before"
+        time.sleep(0.02)

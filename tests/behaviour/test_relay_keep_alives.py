@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.behaviour.daemon_process import DONE, HEAD
+from tests.behaviour.daemon_process import DONE, HEAD, LATE_S_MAX
 from tests.behaviour.relay_helpers import (
     TRANSPORTS,
     Relay,
@@ -28,11 +28,12 @@ if TYPE_CHECKING:
 
     from tests.upstream.plan import Step
 
-KEEP_ALIVE_S = 0.3
+KEEP_ALIVE_S = 0.8  # so that a machine that is busy for a moment makes none of its own
+PAUSE_S = 2.5  # long enough for two, or for one that comes late
 COMMENT = b": keep-alive\n\n"
 TOKENS = ["The", " quick", " brown"]
 BEGUN = openai_stream(TOKENS, finish=None, done=False)
-SILENCE_S = 0.8
+SILENCE_S = 2.5
 
 
 @pytest.fixture(name="relay", scope="module")
@@ -50,12 +51,12 @@ def _relay(kernel: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Re
 @pytest.mark.parametrize("where", ["before the head", "before the first token"])
 def test_a_model_that_thinks_long_keeps_its_client(relay: Relay, where: str) -> None:
     plan = Plan(openai_stream(TOKENS))
-    plan = replace(plan, head_delay_s=1.1) if where == "before the head" else replace(plan, body_delay_s=1.1)
+    plan = replace(plan, head_delay_s=PAUSE_S) if where == "before the head" else replace(plan, body_delay_s=PAUSE_S)
     began_s = time.monotonic()
     for answer in relay.ask_all(plan, TRANSPORTS).values():
         assert answer.raw.startswith(HEAD + COMMENT)
         count = answer.body.count(COMMENT)
-        assert 2 <= count <= (time.monotonic() - began_s) / KEEP_ALIVE_S
+        assert 1 <= count <= (time.monotonic() - began_s) / KEEP_ALIVE_S
         assert answer.body == COMMENT * count + content_of(TOKENS) + DONE
 
 
@@ -64,32 +65,33 @@ def test_the_first_comment_is_not_early(relay: Relay, transport: str) -> None:
     began_s = time.monotonic()
     client, _ = relay.open(Plan(head_delay_s=30), by=transport)
     with client:
-        client.settimeout(5)
+        client.settimeout(LATE_S_MAX)
         assert client.recv(4096).startswith(HEAD)
-        assert KEEP_ALIVE_S - 0.02 <= time.monotonic() - began_s < KEEP_ALIVE_S + 0.5
+        assert time.monotonic() - began_s >= KEEP_ALIVE_S - 0.02
 
 
 @pytest.mark.parametrize("style", ["content", "openai"])
 def test_a_pause_in_mid_stream_is_filled(relay: Relay, style: str) -> None:
     events = openai_stream(TOKENS)
-    for answer in relay.ask_all(Plan([*events[:2], Wait(0.8), *events[2:]]), TRANSPORTS, format=style).values():
+    began_s = time.monotonic()
+    for answer in relay.ask_all(Plan([*events[:2], Wait(PAUSE_S), *events[2:]]), TRANSPORTS, format=style).values():
         expected = b"".join(events) if style == "openai" else content_of(TOKENS) + DONE
         assert without_comments(answer.body) == expected
-        assert 1 <= answer.body.count(COMMENT) <= 3
+        assert 1 <= answer.body.count(COMMENT) <= (time.monotonic() - began_s) / KEEP_ALIVE_S
         assert not re.search(rb"[^\n]: keep-alive|[^\n]\n: keep-alive", answer.body)
 
 
 def test_half_an_event_is_not_shown_and_not_broken_by_a_comment(relay: Relay) -> None:
     token = delta(content="split in the middle")
     begun: list[Step] = [*openai_stream(["a"], finish=None, done=False), token[:40]]
-    events = [*begun, Wait(0.8), token[40:], delta("stop"), DONE]
+    events = [*begun, Wait(PAUSE_S), token[40:], delta("stop"), DONE]
     for answer in relay.ask_all(Plan(events), TRANSPORTS, format="openai").values():
         assert COMMENT in answer.body
         assert without_comments(answer.body) == b"".join(item for item in events if isinstance(item, bytes))
 
 
 def test_comments_of_the_upstream_are_no_sign_of_the_model(relay: Relay) -> None:
-    thinking: list[Step] = [comment("PROCESSING"), Wait(0.1)] * 8
+    thinking: list[Step] = [comment("PROCESSING"), Wait(0.1)] * 25
     for answer in relay.ask_all(Plan([*thinking, *openai_stream(TOKENS)]), TRANSPORTS).values():
         assert answer.raw.startswith(HEAD + COMMENT)
         assert without_comments(answer.body) == content_of(TOKENS) + DONE
@@ -108,7 +110,7 @@ LATE_ERRORS = {
 
 @pytest.mark.parametrize("name", LATE_ERRORS)
 def test_an_error_after_a_comment_is_an_event(relay: Relay, name: str) -> None:
-    for answer in relay.ask_all(replace(LATE_ERRORS[name], head_delay_s=0.7), TRANSPORTS).values():
+    for answer in relay.ask_all(replace(LATE_ERRORS[name], head_delay_s=PAUSE_S), TRANSPORTS).values():
         assert answer.raw.startswith(HEAD + COMMENT)
         error = error_at_end(answer)
         assert name != "400" or "too long" in error["message"]
@@ -118,11 +120,12 @@ def test_comments_do_not_put_the_limits_off(relay: Relay) -> None:
     began_s = time.monotonic()
     names = [f"{transport}-quick" for transport in TRANSPORTS]
     answers = relay.ask_all(Plan(BEGUN, fault=Fault.STALL), names)
-    assert SILENCE_S - 0.05 < time.monotonic() - began_s < SILENCE_S + 1.5
+    seconds = time.monotonic() - began_s
+    assert SILENCE_S - 0.05 < seconds < SILENCE_S + LATE_S_MAX
     for answer in answers.values():
         error_at_end(answer)
         assert without_comments(answer.raw).startswith(HEAD + content_of(TOKENS))
-        assert 1 <= answer.body.count(COMMENT) <= 2
+        assert 1 <= answer.body.count(COMMENT) <= seconds / KEEP_ALIVE_S
 
 
 def test_a_stream_without_silences_has_no_comments(relay: Relay) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.behaviour.daemon_process import DONE, HEAD, Answer, Daemon, read_all, tcp_pair
+from tests.behaviour.daemon_process import DONE, HEAD, LATE_S_MAX, Answer, Daemon, read_all, tcp_pair
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -45,8 +45,8 @@ def test_every_message_is_counted(daemon: Daemon) -> None:
 
 
 def test_messages_are_paced(daemon: Daemon) -> None:
+    began = time.monotonic()
     with daemon.open() as client:
-        began = time.monotonic()
         assert_whole(read_all(client))
         assert time.monotonic() - began >= 0.080
 
@@ -173,11 +173,11 @@ def test_unknown_fields_are_ignored(daemon: Daemon) -> None:
 
 def test_a_peer_that_says_nothing_loses_its_slot(start: Callable[..., Daemon]) -> None:
     daemon = start("[timeouts]\nhandoff_timeout_ms = 200\n", "--delay", "1")
+    began = time.monotonic()
     with daemon.connect() as peer:
-        peer.settimeout(5)
-        began = time.monotonic()
+        peer.settimeout(LATE_S_MAX)
         assert peer.recv(10) == b""
-        assert 0.15 < time.monotonic() - began < 3
+        assert time.monotonic() - began > 0.15
     daemon.wait_for_metric('streaming_daemon_handoffs_rejected_total{reason="handoff_timeout"}', 1)
     assert_whole(daemon.ask())
 

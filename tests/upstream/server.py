@@ -219,12 +219,12 @@ class Upstream:
         with self.journal.changed:
             return [record for record in self.journal.connections if record.request_count or not used]
 
-    def wait_for_requests(self, count: int, name: str = "", timeout_s: float = 10) -> list[Request]:
+    def wait_for_requests(self, count: int, name: str = "", timeout_s: float = 30) -> list[Request]:
         """Wait until so many have come."""
         self.journal.wait(lambda: len(self.requests(name)) >= count, f"{count} requests for {name!r}", timeout_s)
         return self.requests(name)
 
-    def wait_gone(self, request: Request, timeout_s: float = 10) -> float:
+    def wait_gone(self, request: Request, timeout_s: float = 30) -> float:
         """Wait until a request's client has left in the middle of its answer: when that was seen."""
         self.journal.wait(
             lambda: request.left_s is not None or request.ended_s is not None, "a client's going", timeout_s
@@ -232,7 +232,7 @@ class Upstream:
         assert request.left_s is not None, "the answer ended before its client left"
         return request.left_s
 
-    def wait_sent(self, request: Request, byte_count: int, timeout_s: float = 10) -> None:
+    def wait_sent(self, request: Request, byte_count: int, timeout_s: float = 30) -> None:
         """Wait until at least so much of an answer has been taken."""
         self.journal.wait(lambda: request.sent_bytes >= byte_count, f"{byte_count} bytes sent", timeout_s)
 

@@ -13,7 +13,7 @@ import numpy as np
 from daemon.control.events import EVENT
 from daemon.plane import messages as m
 
-TIMEOUT_S = 10.0
+TIMEOUT_S = 30.0
 
 
 @dataclass(frozen=True)

@@ -77,6 +77,17 @@ async def asked(address: str, port: int, *pieces: bytes, pause_s: float = 0.0) -
     return data
 
 
+async def asked_until_served(address: str, port: int, data: bytes) -> bytes:
+    """The answer, once there is a connection for it."""
+    deadline_s = time.monotonic() + 30
+    while time.monotonic() < deadline_s:
+        with contextlib.suppress(ConnectionError):
+            if answer := await asked(address, port, data):
+                return answer
+        await asyncio.sleep(0.02)
+    raise AssertionError("nobody is served any more")
+
+
 def request(path: str, method: str = "GET", headers: str = "") -> bytes:
     return f"{method} {path} HTTP/1.1\r\nHost: x\r\n{headers}\r\n".encode()
 
@@ -172,7 +183,7 @@ def test_an_answer_survives_input_that_is_still_arriving() -> None:
 
 
 def test_idle_and_slow_clients_are_cut_and_block_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(monitoring, "IDLE_TIMEOUT_S", 0.3)
+    monkeypatch.setattr(monitoring, "IDLE_TIMEOUT_S", 1.0)
 
     async def test(address: str, port: int) -> None:
         idle = await asyncio.open_connection(address, port)
@@ -184,10 +195,10 @@ def test_idle_and_slow_clients_are_cut_and_block_nobody(monkeypatch: pytest.Monk
             assert parsed(await asked(address, port, request("/health"))).status == 200
             started_s = time.monotonic()
             with contextlib.suppress(ConnectionResetError):
-                assert await asyncio.wait_for(idle[0].read(), 2) == b""
+                assert await asyncio.wait_for(idle[0].read(), 20) == b""
             with contextlib.suppress(ConnectionResetError):
-                assert await asyncio.wait_for(slow[0].read(), 2) == b""
-            assert time.monotonic() - started_s < 2
+                assert await asyncio.wait_for(slow[0].read(), 20) == b""
+            assert time.monotonic() - started_s < 20
         idle[1].close()
         slow[1].close()
 
@@ -203,8 +214,7 @@ def test_more_connections_than_allowed_are_cut(monkeypatch: pytest.MonkeyPatch) 
             assert await asked(address, port, request("/health")), "cut"
         for _, writer in held:
             writer.close()
-        await asyncio.sleep(0.1)
-        assert parsed(await asked(address, port, request("/health"))).status == 200
+        assert parsed(await asked_until_served(address, port, request("/health"))).status == 200
 
     served(test)
 
@@ -217,7 +227,7 @@ def test_closing_ends_every_connection() -> None:
         await asyncio.sleep(0.05)
         server.close()
         with contextlib.suppress(ConnectionResetError):
-            assert await asyncio.wait_for(reader.read(), 1) == b""
+            assert await asyncio.wait_for(reader.read(), 20) == b""
         writer.close()
         with pytest.raises(OSError, match=r"."):
             await asyncio.open_connection(address, port)

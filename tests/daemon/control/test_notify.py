@@ -16,7 +16,7 @@ import pytest
 from daemon.control.notify import Heartbeat, Notifier
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 
 @pytest.fixture(params=["path", "abstract"])
@@ -82,9 +82,12 @@ def test_a_watchdog_of_another_process_is_not_ours(manager: tuple[socket.socket,
         notifier.close()
 
 
-async def beats(heartbeat: Heartbeat, seconds: float) -> None:
+async def beats(heartbeat: Heartbeat, is_over: Callable[[], bool]) -> None:
     task = asyncio.get_running_loop().create_task(heartbeat.run())
-    await asyncio.sleep(seconds)
+    deadline_s = time.monotonic() + 30
+    while not is_over():
+        assert time.monotonic() < deadline_s
+        await asyncio.sleep(0.01)
     task.cancel()
     with contextlib.suppress(asyncio.CancelledError):
         await task
@@ -103,7 +106,7 @@ def test_the_watchdog_is_fed_only_while_the_plane_answers(
             heartbeat.pong(cookie)
 
     heartbeat = Heartbeat(notifier, answer_thrice)
-    asyncio.run(beats(heartbeat, 0.5))
+    asyncio.run(beats(heartbeat, lambda: "no sign of life" in caplog.text))
     notifier.close()
     fed = 0
     with contextlib.suppress(BlockingIOError):
@@ -111,4 +114,3 @@ def test_the_watchdog_is_fed_only_while_the_plane_answers(
             assert received(bound) == {"WATCHDOG": "1"}
             fed += 1
     assert fed == 3
-    assert "no sign of life" in caplog.text

@@ -23,7 +23,7 @@ from daemon.control.planes import Planes
 from daemon.control.reachability import Reachability
 from daemon.control.resolver import Resolver
 
-TIMEOUT_S = 10.0
+TIMEOUT_S = 30.0
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ from backends.relay import Origin
 from daemon.control import resolver as module
 from daemon.control.resolver import Resolver, literal_addresses, packed_ipv4, packed_ipv6, packed_unix, unpacked
 
-TIMEOUT_S = 10.0
+TIMEOUT_S = 30.0
 
 
 def origin(host: str = "upstream.test", port: int = 8000, socket_path: str = "") -> Origin:

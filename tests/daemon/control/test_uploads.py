@@ -25,7 +25,7 @@ def shared(request: pytest.FixtureRequest) -> Iterator[Planes]:
 
 @pytest.fixture
 def planes(shared: Planes) -> Planes:
-    deadline_s = time.monotonic() + 10
+    deadline_s = time.monotonic() + 60
     while shared.admission.active_count > 0:
         assert time.monotonic() < deadline_s, "a stream of the test before has not ended"
         time.sleep(0.005)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from tests.upstream import Upstream
 
 CHANNEL = 5
-TIMEOUT_S = 10.0
+TIMEOUT_S = 30.0
 RELEASE_BYTES = 4096  # the real plane tells of so much at a time
 GENERATION = 7
 

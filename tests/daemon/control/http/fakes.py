@@ -156,14 +156,14 @@ def served(front: FakeFront, given: Options | FastAPI | None = None) -> Generato
     thread = threading.Thread(target=server.run, args=([listener],), daemon=True)
     thread.start()
     try:
-        deadline_s = time.monotonic() + 10
+        deadline_s = time.monotonic() + 30
         while not server.started:
             assert time.monotonic() < deadline_s, "the server does not start"
             time.sleep(0.01)
         yield f"http://127.0.0.1:{listener.getsockname()[1]}"
     finally:
         server.should_exit = True
-        thread.join(10)
+        thread.join(30)
         listener.close()
 
 

@@ -68,7 +68,7 @@ def _stream(taken: Taken, body: bytes, reads_body: bool, scope: dict[str, Any]) 
     """What a daemon does with a socket: answer with everything that was sent on it. Clients may leave meanwhile."""
     with socket.socket(fileno=taken.fd) as client, contextlib.suppress(OSError):
         client.setblocking(True)
-        client.settimeout(10)
+        client.settimeout(30)
         if taken.expects_100:
             client.sendall(b"HTTP/1.1 100 Continue\r\n\r\n")
         headers = dict(scope["headers"])
@@ -120,11 +120,11 @@ class Server:
 
     def connect(self) -> socket.socket:
         client = socket.create_connection(self.address)
-        client.settimeout(10)
+        client.settimeout(30)
         return client
 
     def wait_no_connections(self) -> None:
-        deadline_s = time.monotonic() + 10
+        deadline_s = time.monotonic() + 30
         while self.state.connections or self.state.tasks:
             assert time.monotonic() < deadline_s, self.state.connections
             time.sleep(0.005)
@@ -137,7 +137,7 @@ class Server:
 
 @pytest.fixture(scope="module", params=[asyncio.new_event_loop, uvloop.new_event_loop], ids=["asyncio", "uvloop"])
 def server(request: pytest.FixtureRequest) -> Iterator[Server]:
-    made = Server(request.param, Bounds(head_bytes_max=8192, head_timeout_s=1.0, connections_max=50))
+    made = Server(request.param, Bounds(head_bytes_max=8192, head_timeout_s=3.0, connections_max=50))
     yield made
     made.close()
 
@@ -299,7 +299,7 @@ def test_a_head_that_comes_too_slowly(server: Server) -> None:
             time.sleep(0.01)
         got = read_all(client)
     assert got.startswith(b"HTTP/1.1 408 ")
-    assert 0.8 < time.monotonic() - began_s < 5
+    assert 0.8 < time.monotonic() - began_s < 20
 
 
 def test_silence_is_cut(server: Server) -> None:
@@ -344,7 +344,7 @@ def test_clients_that_leave_at_every_moment_leave_nothing(server: Server) -> Non
             if length % 2:
                 client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
     server.wait_no_connections()
-    deadline_s = time.monotonic() + 15
+    deadline_s = time.monotonic() + 30
     while len(os.listdir("/proc/self/fd")) > before:
         assert time.monotonic() < deadline_s
         time.sleep(0.02)
