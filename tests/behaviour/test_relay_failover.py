@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.behaviour.daemon_process import Answer, read_all
+from tests.behaviour.daemon_process import LATE_S_MAX, Answer, read_all
 from tests.behaviour.relay_helpers import Relay, assert_complete, by, error_at_end, refusal, relaying
 from tests.ports import unused_port
 from tests.upstream import (
@@ -32,7 +32,7 @@ TOKENS = ["The", " quick", " brown"]
 FINE = Plan(openai_stream(TOKENS))
 # Not repeated, and counted by the breaker.
 BROKEN = refusal(501)
-OPEN_S = 1
+OPEN_S = 4  # longer than what happens while it is open takes on a busy machine
 ON_REQUEST = (After.CLOSE_ON_REQUEST, After.RESET_ON_REQUEST)
 
 
@@ -45,7 +45,7 @@ def group(upstream: Upstream, model: str, *transports: str, **options: object) -
     ]
 
 
-def tables(upstream: Upstream, other: Upstream) -> list[dict[str, object]]:
+def tables(upstream: Upstream, other: Upstream, port: int) -> list[dict[str, object]]:
     def nobody(model: str) -> dict[str, object]:
         return {"name": f"{model}-nobody", "api_base": f"http://127.0.0.1:{unused_port()}/v1", "models": [model]}
 
@@ -70,6 +70,7 @@ def tables(upstream: Upstream, other: Upstream) -> list[dict[str, object]]:
         ),
         *group(upstream, "alone", "tcp"),
         *group(other, "fresh", "tcp"),
+        {"name": "back", "api_base": f"http://127.0.0.1:{port}/v1", "models": ["back"], **trial},
     ]
 
 
@@ -80,10 +81,20 @@ def _other() -> Iterator[Upstream]:
         yield upstream
 
 
+@pytest.fixture(name="port", scope="module")
+def _port() -> int:
+    """Where nobody listens, until a test does."""
+    return unused_port()
+
+
 @pytest.fixture(name="relay", scope="module")
-def _relay(kernel: str, other: Upstream, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Relay]:
+def _relay(kernel: str, other: Upstream, port: int, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Relay]:
     directory = tmp_path_factory.mktemp("relay")
-    with relaying(kernel, directory, lambda one: tables(one, other), "", backoff_ms=10, retry_reserve=1000) as relay:
+
+    def all_tables(upstream: Upstream) -> list[dict[str, object]]:
+        return tables(upstream, other, port)
+
+    with relaying(kernel, directory, all_tables, "", backoff_ms=10, retry_reserve=1000) as relay:
         yield relay
 
 
@@ -202,7 +213,7 @@ def test_the_breaker_opens_and_recovers(relay: Relay, transport: str) -> None:
     assert 1 <= int(answer.headers["retry-after"]) <= OPEN_S
     assert not requests
     while (answer := asked(relay, model, FINE)[0]).status == 503:
-        assert time.monotonic() - opened_s < OPEN_S + 3, "the breaker does not let anybody try"
+        assert time.monotonic() - opened_s < OPEN_S + LATE_S_MAX, "the breaker does not let anybody try"
         time.sleep(0.02)
     assert time.monotonic() - opened_s >= OPEN_S - 0.1
     assert_complete(answer, TOKENS)
@@ -217,13 +228,38 @@ def test_a_breaker_on_trial_lets_one_try(relay: Relay) -> None:
     slow = Plan([gate, *openai_stream(TOKENS)])
     begun = [relay.open(slow, model="trial")[0]]
     while len(relay.upstream.requests("trial")) == before:
-        assert time.monotonic() - opened_s < OPEN_S + 3
+        assert time.monotonic() - opened_s < OPEN_S + LATE_S_MAX
         time.sleep(0.05)
         begun.append(relay.open(slow, model="trial")[0])
     assert asked(relay, "trial")[0].status == 503
     gate.open()
     assert [read_all(client).status for client in begun].count(200) == 1
     assert len(relay.upstream.requests("trial")) == before + 1
+
+
+def test_a_breaker_that_refused_connections_opened_tries_with_one_stream(relay: Relay, port: int) -> None:
+    """It waits as long as any other, though its upstream is back; then one stream at a time tries."""
+    state = 'streaming_daemon_upstream_breaker_state{state="%s",upstream="back"}'
+    for _ in range(3):
+        assert asked(relay, "back")[0].status == 502
+    opened_s, gate = time.monotonic(), Gate()
+    assert relay.daemon.metric(state % "open") == 1
+    with Upstream(tcp_port=port) as back:
+        back.answer("back", Plan([gate, *openai_stream(TOKENS)]))
+        begun = [relay.open(model="back")[0]]
+        while not back.requests("back"):
+            assert time.monotonic() - opened_s < OPEN_S + LATE_S_MAX, "the breaker does not let anybody try"
+            time.sleep(0.05)
+            begun.append(relay.open(model="back")[0])
+        assert time.monotonic() - opened_s > OPEN_S - 0.5
+        assert relay.daemon.metric(state % "half_open") == 1
+        assert asked(relay, "back")[0].status == 503, "another is trying"
+        gate.open()
+        assert [read_all(client).status for client in begun].count(200) == 1
+        back.answer("back", FINE)
+        assert_complete(asked(relay, "back")[0], TOKENS)
+        relay.daemon.wait_for_metric(state % "closed", 1)
+        assert len(back.requests("back")) == 2
 
 
 @pytest.mark.parametrize("after", [After.CLOSE, *ON_REQUEST])
