@@ -29,6 +29,7 @@ NOBODY = 65534
 SABOTAGE = ROOT / "tests" / "daemon" / "sabotage.py"
 LONG_STREAM = ["--delay", "400"]  # 18 messages: 6.8 s
 SOON_S = LATE_S_MAX
+COMPILING_S_MAX = 500.0  # the cache may be cold, and the machine busy
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="gives up root's rights, so it needs them first")
 
 
@@ -190,20 +191,23 @@ def test_where_io_uring_is_forbidden_it_can_be_insisted_on_in_vain(directory: Pa
     assert not (directory / "s").exists()
 
 
+@pytest.mark.timeout(600)
 def test_warm_cache_says_what_it_does() -> None:
-    done = run("--warm-cache", timeout_s=110)
+    done = run("--warm-cache", timeout_s=COMPILING_S_MAX)
     assert done.returncode == 0, done.stderr
     assert "data plane" in done.stdout
     assert "mel frames: left out" in done.stdout
 
 
+@pytest.mark.timeout(600)
 def test_warm_cache_warms_mel_where_it_is_enabled(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MEL_ENABLED", "true")
-    done = run("--warm-cache", timeout_s=110)
+    done = run("--warm-cache", timeout_s=COMPILING_S_MAX)
     assert done.returncode == 0, done.stderr
     assert re.search(r"mel frames: \d+\.\d s", done.stdout)
 
 
+@pytest.mark.timeout(600)
 def test_a_cache_that_holds_mel_alone_is_cold(directory: Path) -> None:
     code = (
         "import config.compilation, os, pathlib; from daemon.control import warming;"
@@ -212,7 +216,7 @@ def test_a_cache_that_holds_mel_alone_is_cold(directory: Path) -> None:
     )
     environment = {**os.environ, "STREAMING_DAEMON_CACHE_DIR": str(directory / "cache")}
     environment.pop("NUMBA_CACHE_DIR", None)
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, env=environment, timeout=60)
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, env=environment, timeout=COMPILING_S_MAX)
 
 
 @pytest.mark.serial
@@ -555,8 +559,9 @@ def test_a_control_plane_that_fails_takes_the_process_with_it(start: Callable[..
 
 
 @pytest.mark.serial
+@pytest.mark.timeout(600)
 def test_it_is_ready_soon_and_small_at_rest(start: Callable[..., Daemon], directory: Path) -> None:
-    assert run("--warm-cache", timeout_s=110).returncode == 0
+    assert run("--warm-cache", timeout_s=COMPILING_S_MAX).returncode == 0
     began_s = time.monotonic()
     daemon = start()
     seconds = time.monotonic() - began_s
