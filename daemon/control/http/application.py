@@ -80,6 +80,12 @@ class PlainRoute(APIRoute):
         return self.endpoint
 
 
+def completions_of(front: Front, options: Options) -> Completions:
+    """The endpoints that generate."""
+    bounds = Bounds(options.body_bytes_max, options.body_timeout_s, options.answer_bytes_max, options.answer_timeout_s)
+    return Completions(front, options.router, bounds, has_keys=options.keys is not None)
+
+
 def build(front: Front, options: Options) -> FastAPI:
     """The application, complete. More routes may be added to it."""
     app = FastAPI(
@@ -92,9 +98,7 @@ def build(front: Front, options: Options) -> FastAPI:
         telemetry={"tracing": False, "metrics": False, "logs": False, "auto_configure": False},
     )
     has_keys = options.keys is not None
-    bounds = Bounds(options.body_bytes_max, options.body_timeout_s, options.answer_bytes_max, options.answer_timeout_s)
-    completions = Completions(front, options.router, bounds, has_keys=has_keys)
-    _add_completions(app, completions, has_keys=has_keys)
+    _add_completions(app, completions_of(front, options), has_keys=has_keys)
     _add_models(app, options.router, has_keys=has_keys)
     for path, page in options.pages.items():
         _add_page(app, path, page)

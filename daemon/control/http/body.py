@@ -12,12 +12,14 @@ from starlette.requests import ClientDisconnect
 from daemon.control.http.errors import ApiError
 
 if TYPE_CHECKING:
-    from collections.abc import Generator
+    from collections.abc import Generator, Sequence
 
     from starlette.requests import Request
 
 # The rest of such a request is not read, so nothing else can come on its connection.
 _CLOSE = {"Connection": "close"}
+_LOOKED_AT = frozenset({b"content-type", b"content-encoding", b"origin"})
+_USUAL = {b"content-type": b"application/json"}
 
 
 async def read_json_body(request: Request, bytes_max: int, seconds_max: float) -> bytes:
@@ -26,7 +28,7 @@ async def read_json_body(request: Request, bytes_max: int, seconds_max: float) -
     Raises ApiError: 415 for another type, 413 for more than `bytes_max`, 408 when it takes longer than `seconds_max`.
     ClientDisconnect when the client leaves.
     """
-    check_type(request)
+    check_type(request.scope["headers"])
     announced = request.headers.get("content-length")
     if announced is not None and announced.isdecimal() and int(announced[:19]) > bytes_max:
         raise _too_large(bytes_max)
@@ -50,16 +52,22 @@ def collector_paused() -> Generator[None]:
         gc.enable()
 
 
-def check_type(request: Request) -> None:
-    """Raises ApiError 415 where the body says that it is no JSON, or not plain."""
-    kind, _, parameters = request.headers.get("content-type", "").partition(";")
+def check_type(headers: Sequence[tuple[bytes, bytes]]) -> None:
+    """Raises ApiError 415 where the body says that it is no JSON, or not plain. Names are in lower case."""
+    said: dict[bytes, bytes] = {}
+    for name, value in headers:
+        if name in _LOOKED_AT:
+            said.setdefault(name, value)
+    if said == _USUAL:
+        return
+    kind, _, parameters = said.get(b"content-type", b"").decode("latin-1").partition(";")
     # A page of another site can send a body without a type and without being asked whether it may.
-    if kind.strip().lower() != "application/json" and (kind or "origin" in request.headers):
+    if kind.strip().lower() != "application/json" and (kind or b"origin" in said):
         raise _unsupported("the body must be JSON: Content-Type: application/json", "content-type")
     charset = parameters.lower().partition("charset=")[2].partition(";")[0].strip(' "')
     if charset not in {"", "utf-8", "utf8"}:
         raise _unsupported("the body must be UTF-8: Content-Type: application/json", "content-type")
-    if request.headers.get("content-encoding", "identity").strip().lower() != "identity":
+    if said.get(b"content-encoding", b"identity").strip().lower() != b"identity":
         raise _unsupported("the body must not be compressed: leave Content-Encoding out", "content-encoding")
 
 

@@ -28,11 +28,15 @@ from daemon.control.told import Told
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Coroutine
 
+    from starlette.types import Scope
+
     from backends.interface import Endpoint
     from daemon.control.http.interface import Front, Ticket
     from daemon.control.http.middleware import Caller
     from daemon.control.http.routing import Router
 
+# Where a scope has what the shortcut was told when it asked for a stream: it is said here, as nobody asks twice.
+REFUSED = "streaming_daemon.refused"
 T = TypeVar("T")
 
 
@@ -71,19 +75,48 @@ class Completions:
             raw = await read_json_body(request, bounds.body_bytes_max, bounds.body_seconds_max)
         except ClientDisconnect:
             return Response(status_code=400)  # which nobody reads
+        refused: Exception | None = request.scope.pop(REFUSED, None)
+        if refused is not None:
+            raise refused
         with collector_paused():
-            ticket, assembly = self._let_in(request, model, endpoint, raw)
+            ticket, assembly = self._let_in(request.scope, model, endpoint, raw)
         if assembly is None:
             return self._front.respond(ticket, {})  # what every stream has is the front's, and the middleware's
         return await self._whole(request, ticket, assembly)
 
+    def open(self, scope: Scope, endpoint: Endpoint, raw: bytes) -> Ticket | None:
+        """A ticket for the stream that a whole body asks for; None where it asks for an answer in one piece.
+
+        Raises ApiError.
+        """
+        model: type[CompletionRequest | ChatCompletionRequest]
+        model = ChatCompletionRequest if endpoint == "chat" else CompletionRequest
+        fields, said = parse(model, raw)
+        return self._admit(scope, endpoint, fields, said, raw) if fields.stream else None
+
     def _let_in(
-        self, request: Request, model: type[CompletionRequest | ChatCompletionRequest], endpoint: Endpoint, raw: bytes
+        self, scope: Scope, model: type[CompletionRequest | ChatCompletionRequest], endpoint: Endpoint, raw: bytes
     ) -> tuple[Ticket, Assembly | None]:
         """A ticket, with what puts the answer together where it is not streamed. Nothing else of the body is kept."""
         fields, said = parse(model, raw)
+        if fields.stream:
+            return self._admit(scope, endpoint, fields, said, raw), None
+        said = _asking_for_usage(said)
+        ticket = self._admit(scope, endpoint, fields, said, _encoded(said))
+        served_model = self._router.route(fields.model).model
+        return ticket, Assembly(is_chat=endpoint == "chat", model=served_model or "", choice_count=fields.n or 1)
+
+    def _admit(
+        self,
+        scope: Scope,
+        endpoint: Endpoint,
+        fields: CompletionRequest | ChatCompletionRequest,
+        said: dict[str, Any],
+        raw: bytes,
+    ) -> Ticket:
+        """Let a body in that has been looked at. Raises ApiError."""
         backend, served_model = self._router.route(fields.model)
-        caller = caller_of(request.scope)
+        caller = caller_of(scope)
         understood = Fields(
             user_id=caller.user or None,
             model=served_model,
@@ -95,20 +128,15 @@ class Completions:
             understood.prompt = _prompt_of(fields.prompt)
         else:
             understood.messages = [Message(one["role"], one.get("content")) for one in said["messages"]]
-        if not fields.stream:
-            said = _asking_for_usage(said)
-            raw = _encoded(said)
-        wanted = BackendRequest(understood, raw, self._headers(request, caller), endpoint)
+        wanted = BackendRequest(understood, raw, self._headers(scope, caller), endpoint)
         wanted.decoded = said  # to decode it again would take as long as all the rest
         ticket = self._front.admit(backend, wanted, user=caller.limited_as)
         wanted.decoded = None
-        if fields.stream:
-            return ticket, None
-        return ticket, Assembly(is_chat=endpoint == "chat", model=served_model or "", choice_count=fields.n or 1)
+        return ticket
 
-    def _headers(self, request: Request, caller: Caller) -> dict[str, str]:
+    def _headers(self, scope: Scope, caller: Caller) -> dict[str, str]:
         """A request's headers as backends see them: with the id that it has here."""
-        headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in request.scope["headers"]}
+        headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
         for name in self._hidden:
             headers.pop(name, None)
         headers["x-request-id"] = caller.request_id

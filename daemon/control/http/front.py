@@ -9,7 +9,7 @@ import logging
 import os
 import time
 from email.utils import formatdate
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import msgspec
 from starlette.responses import Response
@@ -22,7 +22,7 @@ from daemon.control.http.interface import StreamCut
 from daemon.control.http.taking import ABORT, EXTENSION, HEADERS_KEY, ClientGone
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Callable, Mapping
+    from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 
     from starlette.types import Receive, Scope, Send
 
@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from daemon.control.http.interface import Ticket
     from daemon.control.http.taking import Taken
     from daemon.control.told import Told
+
+    Headers = Sequence[tuple[bytes, bytes]]
 
 ERROR_BYTES_MAX = 65_536
 _STREAM_HEADERS = {"cache-control": "no-cache, no-transform", "x-accel-buffering": "no"}
@@ -85,6 +87,22 @@ class HttpFront:
         assert isinstance(ticket, HttpTicket), "it was let in here"
         return StreamResponse(self, ticket, headers, content_type or ticket.entry.content_type)
 
+    def stream(self, ticket: HttpTicket, taken: Taken, framing: Framing) -> None:
+        """Stream on a client's socket, whose descriptor is the data plane's from now."""
+        try:
+            of_stream, lines, chunked, upload = framing
+            length = b"Transfer-Encoding: chunked\r\n" if chunked else b""
+            head = b"HTTP/1.1 200 OK\r\n%b%bConnection: close\r\n%b\r\n" % (of_stream, lines, length)
+            adoption = Adoption(ticket.entry, head, chunked=chunked, lines=lines)
+            if upload is not None:
+                (body_bytes,) = upload
+                adoption.expect_body(body_bytes, taken.unread[:body_bytes], expects_100=taken.expects_100)
+        except BaseException:
+            os.close(taken.fd)
+            raise
+        ticket.use()
+        self.admission.adopt(taken.fd, adoption)
+
     async def read(self, ticket: Ticket, told: Told) -> AsyncGenerator[bytes]:
         """See the interface."""
         assert isinstance(ticket, HttpTicket), "it was let in here"
@@ -108,7 +126,30 @@ class HttpFront:
             return InnerStream(self.admission, entry)
         except OSError as error:
             self.admission.abandon(entry)
-            raise _no_descriptors(error) from error
+            raise no_descriptors(error) from error
+
+
+class Framing(NamedTuple):
+    """What stands around a stream."""
+
+    of_stream: bytes  # header lines of streams alone, each ended by CR LF
+    lines: bytes  # those that belong to an error in the stream's place, too
+    chunked: bool
+    upload: tuple[int | None] | None = None  # the request's body: so many bytes, or None where it comes in chunks
+
+
+def framing_of(headers: Headers, *, chunked: bool, upload: tuple[int | None] | None = None) -> Framing:
+    """Of a response's headers, to which the date is added."""
+    of_stream = b"".join([b"%b: %b\r\n" % header for header in headers if header[0] in _OF_STREAMS])
+    lines = b"".join([b"%b: %b\r\n" % header for header in headers if header[0] not in _OF_STREAMS])
+    return Framing(of_stream, b"%bdate: %b\r\n" % (lines, _date_of(int(time.time()))), chunked, upload)
+
+
+@functools.lru_cache(maxsize=16)
+def stream_headers(content_type: str) -> tuple[tuple[bytes, bytes], ...]:
+    """What every stream's response says, whoever asks."""
+    own = {"content-type": content_type, **_STREAM_HEADERS}
+    return tuple((name.encode("latin-1"), value.encode("latin-1")) for name, value in own.items())
 
 
 class StreamResponse(Response):
@@ -119,8 +160,8 @@ class StreamResponse(Response):
         super().__init__(status_code=200, media_type=None)
         self._front = front
         self._ticket = ticket
-        own = {"content-type": content_type, **_STREAM_HEADERS, **{name.lower(): headers[name] for name in headers}}
-        self.raw_headers = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in own.items()]
+        own = {name.lower().encode("latin-1"): headers[name].encode("latin-1") for name in headers}
+        self.raw_headers = list({**dict(stream_headers(content_type)), **own}.items())
         self._upload: tuple[int | None] | None = None
 
     def expect_upload(self, body_bytes: int | None) -> None:
@@ -141,7 +182,7 @@ class StreamResponse(Response):
                     logger.debug("a client left before its stream was opened")
                     return
                 except OSError as error:
-                    raise _no_descriptors(error) from error
+                    raise no_descriptors(error) from error
                 await self._hand_over(scope, taken, send)
         finally:
             if not self._ticket.is_used:
@@ -150,19 +191,11 @@ class StreamResponse(Response):
     async def _hand_over(self, scope: Scope, taken: Taken, send: Send) -> None:
         try:
             headers = await _final_headers(self.raw_headers, send)
-            chunked = scope["http_version"] == "1.1"
-            lines = b"".join(b"%b: %b\r\n" % header for header in headers)
-            framing = b"Transfer-Encoding: chunked\r\n" if chunked else b""
-            head = b"HTTP/1.1 200 OK\r\n%bConnection: close\r\n%b\r\n" % (lines, framing)
-            adoption = Adoption(self._ticket.entry, head, chunked=chunked, lines=_lines_of_errors(headers))
-            if self._upload is not None:
-                (body_bytes,) = self._upload
-                adoption.expect_body(body_bytes, taken.unread[:body_bytes], expects_100=taken.expects_100)
         except BaseException:
             os.close(taken.fd)
             raise
-        self._ticket.use()
-        self._front.admission.adopt(taken.fd, adoption)
+        framing = framing_of(headers, chunked=scope["http_version"] == "1.1", upload=self._upload)
+        self._front.stream(self._ticket, taken, framing)
 
     async def _forward(self, receive: Receive, send: Send, abort: Callable[[], None]) -> None:
         """Under TLS: read the stream here and pass it on."""
@@ -216,13 +249,7 @@ async def _final_headers(headers: list[tuple[bytes, bytes]], send: Send) -> list
     """The headers with what middleware adds to them: they pass through it, and come back from our protocol."""
     message: dict[str, Any] = {"type": "http.response.start", "status": 200, "headers": headers, HEADERS_KEY: None}
     await send(message)
-    final = cast("list[tuple[bytes, bytes]]", message["headers"])
-    return [*final, (b"date", _date_of(int(time.time())))]
-
-
-def _lines_of_errors(headers: list[tuple[bytes, bytes]]) -> bytes:
-    """What of a stream's headers also belongs to an error in its place."""
-    return b"".join(b"%b: %b\r\n" % header for header in headers if header[0] not in _OF_STREAMS)
+    return cast("list[tuple[bytes, bytes]]", message["headers"])
 
 
 async def error_of(stream: InnerStream) -> ApiError:
@@ -240,7 +267,8 @@ async def error_of(stream: InnerStream) -> ApiError:
     return ApiError(stream.status, code, message, headers=headers, body=body, content_type=content_type)
 
 
-def _no_descriptors(error: OSError) -> ApiError:
+def no_descriptors(error: OSError) -> ApiError:
+    """What a client is told that cannot have its stream for want of descriptors."""
     return ApiError(
         503, "descriptor_limit", f"no descriptors are left for the stream: {os.strerror(error.errno or 0)}",
         headers={"Retry-After": "1"},

@@ -59,6 +59,25 @@ def header_of(scope: Scope, name: bytes) -> bytes | None:
     return None
 
 
+def own_headers(scope: Scope) -> tuple[tuple[bytes, bytes], ...]:
+    """Find out whose request it is, unless that has been done; the headers that every answer to it has."""
+    caller = scope.get(CALLER)
+    if caller is None:
+        given = header_of(scope, b"x-request-id")
+        request_id = given if given is not None and is_request_id(given) else secrets.token_hex(16).encode()
+        client = scope.get("client")
+        scope[CALLER] = Caller(request_id.decode("ascii"), "", str(client[0]) if client else "")
+    else:
+        request_id = caller.request_id.encode("ascii")
+    return (b"x-request-id", request_id), _NOSNIFF
+
+
+def check_key(scope: Scope, keys: Keys) -> None:
+    """Find out whose key it is. Raises ApiError 401."""
+    user = keys.user(authorization_of(scope))
+    scope[CALLER] = caller_of(scope)._replace(user=user)
+
+
 class Requests:
     """Gives each request an id, its own where that can be used, and puts it on the answer."""
 
@@ -70,16 +89,13 @@ class Requests:
         if scope["type"] not in {"http", "websocket"}:
             await self._app(scope, receive, send)
             return
-        given = header_of(scope, b"x-request-id")
-        request_id = given if given is not None and is_request_id(given) else secrets.token_hex(16).encode()
-        client = scope.get("client")
-        scope[CALLER] = Caller(request_id.decode("ascii"), "", str(client[0]) if client else "")
+        own = own_headers(scope)
 
         async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
                 headers = message.setdefault("headers", [])
                 names = {name for name, _ in headers}
-                for header in ((b"x-request-id", request_id), _NOSNIFF):
+                for header in own:
                     if header[0] not in names:
                         headers.append(header)
             await send(message)
@@ -130,8 +146,7 @@ class Guard:
         path = scope["path"]
         if self._keys is None or path in self._exempt or path.startswith(self._exempt_prefixes):
             return
-        user = self._keys.user(authorization_of(scope))
-        scope[CALLER] = caller_of(scope)._replace(user=user)
+        check_key(scope, self._keys)
 
 
 def authorization_of(scope: Scope) -> str | None:

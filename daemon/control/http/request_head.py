@@ -29,10 +29,15 @@ def fault_of(version: str, headers: Sequence[tuple[bytes, bytes]]) -> Fault | No
     """What is wrong with a head that could be parsed. Names of headers are in lower case."""
     if version not in {"1.0", "1.1"}:
         return Fault(505, "HTTP/1.1 and HTTP/1.0 are spoken here")
-    host_count = sum(name == b"host" for name, _ in headers)
+    host_count = 0
+    codings: list[bytes] = []
+    for name, value in headers:  # once, as every request comes here
+        if name == b"host":
+            host_count += 1
+        elif name == b"transfer-encoding":
+            codings.append(value.strip().lower())
     if host_count > 1 or (host_count == 0 and version == "1.1"):
         return Fault(400, "a request has one Host header")
-    codings = [value.strip().lower() for name, value in headers if name == b"transfer-encoding"]
     if codings and version == "1.0":
         return Fault(400, "HTTP/1.0 has no Transfer-Encoding: send a Content-Length")
     if codings and codings != [b"chunked"]:

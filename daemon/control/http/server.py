@@ -15,12 +15,14 @@ from uvicorn.server import ServerState
 from daemon.control.exits import StartError, status_of_errno
 from daemon.control.http.checks import check_places, load_certificates, parse_address, resolve
 from daemon.control.http.lingering import WRITE_TIMEOUT_S
-from daemon.control.http.taking import Bounds, TakingProtocol
+from daemon.control.http.taking import Bounds
+from daemon.control.http.whole import WholeTakingProtocol
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from config.http import Http
+    from daemon.control.http.whole import Shortcut
 
 CLOSE_WAIT_S = 1.0  # for answers that are being written when the daemon ends
 WEBSOCKET_BYTES_MAX = 1 << 20  # one message
@@ -68,13 +70,17 @@ class HttpServer:
         answered: Callable[[dict[str, Any] | None, int], None] | None = None,
         *,
         write_timeout_s: float = WRITE_TIMEOUT_S,
+        shortcut: Shortcut | None = None,
     ) -> None:
-        """`application` is an ASGI application, `answered` counts. Raises StartError for certificates that are none.
+        """`application` is an ASGI application, `answered` counts, `shortcut` is asked before the application is.
+
+        Raises StartError for certificates that are none.
 
         A client that reads nothing of its answer for `write_timeout_s` is cut off.
         """
         self._settings = settings
         self._answered = answered
+        self._shortcut = shortcut
         self._config = uvicorn.Config(
             application,
             http="httptools",
@@ -177,13 +183,14 @@ class HttpServer:
         for connection in list(self._state.connections):
             connection.transport.abort()
 
-    def _protocol(self) -> TakingProtocol:
-        return TakingProtocol(
+    def _protocol(self) -> WholeTakingProtocol:
+        return WholeTakingProtocol(
             config=self._config,
             server_state=self._state,
             app_state={},
             bounds=self._bounds,
             answered=self._answered,
+            shortcut=self._shortcut,
         )
 
     def _tick(self) -> None:

@@ -238,6 +238,10 @@ class RequestProtocol(HttpToolsProtocol):
             self._is_skipping = True
             self.refuse(*fault, self.headers)
             return
+        self.begin()
+
+    def begin(self) -> None:
+        """Start the application on the head that has been parsed."""
         earlier = self.cycle
         super().on_headers_complete()
         if self.cycle is earlier:
@@ -348,15 +352,20 @@ class RequestProtocol(HttpToolsProtocol):
             await asyncio.sleep(DRAIN_POLL_S)
         if cycle.disconnected or transport.is_closing():
             raise ClientGone("the client has left")
-        taken_from = transport.get_extra_info("socket")
-        fd = os.dup(taken_from.fileno())
-        self.flow.pause_reading()
-        address = "" if self.client is None else self.client[0]
-        taken = Taken(fd, self._held if cycle.more_body else b"", cycle.waiting_for_100_continue, address)
-        self._held = b""
+        held = self._held
+        fd = self.let_go()
         cycle.disconnected = True  # so that uvicorn does not miss a response
+        address = "" if self.client is None else self.client[0]
+        return Taken(fd, held if cycle.more_body else b"", cycle.waiting_for_100_continue, address)
+
+    def let_go(self) -> int:
+        """A descriptor of the connection, which uvicorn forgets. Raises OSError: then nothing has changed."""
+        transport = self.transport
+        fd = os.dup(transport.get_extra_info("socket").fileno())
+        self.flow.pause_reading()
+        self._held = b""
         transport.abort()  # the duplicate keeps the connection open
-        return taken
+        return fd
 
     # ---- refusals and deadlines
 

@@ -16,6 +16,7 @@ from daemon.control.http.front import HttpFront
 from daemon.control.http.keys import KeysError
 from daemon.control.http.routing import RELAYING_BACKEND, Router, Served, UpstreamModels
 from daemon.control.http.server import HttpServer
+from daemon.control.http.shortcut import StreamShortcut
 from daemon.control.http_metrics import HttpAccounts
 
 if TYPE_CHECKING:
@@ -74,7 +75,10 @@ class FrontEnd:
         audio = Audio(front, self._keys, http.cors_origins, is_enabled=MEL in self._names)
         add_routes(application, audio, has_keys=self._keys is not None)
         write_timeout_s = self._settings.timeouts.write_timeout_ms / 1000
-        server = self._server = HttpServer(http, application, self.accounts.answered, write_timeout_s=write_timeout_s)
+        answered = self.accounts.answered
+        shortcut = StreamShortcut(front, application, options, answered)
+        server = HttpServer(http, application, answered, write_timeout_s=write_timeout_s, shortcut=shortcut)
+        self._server = server
         self.accounts.connection_count = lambda: server.connection_count
         return await server.start(has_keys=self._keys is not None)
 
