@@ -17,7 +17,7 @@ from backends.relay import Relay
 from backends.sse import KEEP_ALIVE
 from daemon.control.adoption import HEAD_BYTES_MAX, Entry
 from daemon.control.answers import typed_head
-from daemon.control.commands import pack
+from daemon.control.commands import adopting, pack
 from daemon.control.descriptor import (
     CLEAR_NONBLOCKING,
     NOT_A_STREAM_SOCKET,
@@ -104,7 +104,8 @@ class Admission:
         of_front = 2 * settings.http.connections_max if settings.http.listen else 0
         self._descriptors_max = resource.getrlimit(resource.RLIMIT_NOFILE)[0] - DESCRIPTORS_RESERVED - of_front
         self._body_count = 0
-        self._entries: set[Entry] = set()  # let in, but their sockets have not come yet
+        self._entries: set[Entry] = set()  # let in, but not yet known to be opened
+        self._last_word: tuple[int, int, str] | None = None  # reason, status, detail: what all were stopped with
         self._is_settled = False
         self._apply(settings)
 
@@ -153,8 +154,9 @@ class Admission:
         self, reason: int = st.SHUTDOWN, status: int = 503, detail: str = "the server is shutting down"
     ) -> None:
         """End every stream with a true word: a response where nothing has left yet, otherwise an error event."""
+        self._last_word = (reason, status, detail)
         for stream in self._streams.values():
-            self._stop(stream, reason, ending(status, st.REASONS[reason], detail, stream.style, stream.lines))
+            self._stop_with(stream, reason, status, detail)
         self._writer.flush()
 
     def reload(self, settings: Settings) -> None:
@@ -195,7 +197,19 @@ class Admission:
         cookie = self._next_cookie
         self._next_cookie += 1
         self._adoptions[cookie] = adoption
-        self._writer.send_soon(kind=m.ADOPT, client_fd=client_fd, cookie=cookie)
+        found = inspect(client_fd, -1, self._clear_nonblocking, self._scratch.address)
+        assert found != NOT_A_STREAM_SOCKET, "the front gives stream sockets"
+        # What the plane makes by itself it also opens by itself, and nobody is waited for before the first token.
+        opening = b"" if adoption.entry.opened is None else self._opening(0, 0, adoption)
+        self._writer.add_soon(adopting(opening or pack(), client_fd, cookie))
+
+    def _opening(self, slot: int, generation: int, adoption: Adoption) -> bytes:
+        """The OPEN of what the plane makes by itself."""
+        assert adoption.entry.opened is not None, "somebody else makes it"
+        script, paced = adoption.entry.opened
+        packed = self._opener.paced(slot, generation, script, paced, adoption.head, adoption.flags)
+        assert packed is not None, "whether it fits was asked when it was let in"
+        return packed
 
     def abandon(self, entry: Entry, reason: int = st.REFUSED) -> None:
         """The socket of what was let in does not come: its client has left, or for another reason of the plane's."""
@@ -235,13 +249,19 @@ class Admission:
             entry.style, entry.content_type = form
         self._reserve_worker()
 
-    def _admit_adopted(self, stream: Stream, adoption: Adoption) -> None:
+    def _admit_adopted(self, stream: Stream, adoption: Adoption, *, is_opened: bool) -> None:
         entry = adoption.entry
         self._entries.remove(entry)
         stream.lines, stream.ended = adoption.lines, adoption.ended
-        stream.backend, stream.style, stream.head = entry.name, entry.style, adoption.head
+        stream.backend, stream.style = entry.name, entry.style
         stream.user, stream.has_body = entry.user, entry.has_body
         slot, generation = stream.slot, stream.generation
+        if entry.opened is not None:  # its head, which is most of what would be kept of it, is the plane's
+            if not is_opened:
+                self._writer.add(self._opening(slot, generation, adoption))
+            self._started(stream)
+            return
+        stream.head = adoption.head
         if entry.relayed is not None:
             assert self._relays is not None, "it chose the first attempt"
             stream.relayed = entry.relayed
@@ -249,17 +269,10 @@ class Admission:
             self._started(stream)
             self._relays.begin(stream)
             return
-        if entry.opened is None:
-            job = Job(slot, generation, entry.name, entry.backend, entry.request)
-            job.chunked, job.has_body, job.lines = bool(adoption.flags & m.CHUNKED), entry.has_body, adoption.lines
-            command = self._opener.adopted(slot, generation, adoption, events=entry.style != "raw")
-            self._enqueue(stream, job, command)
-            return
-        script, paced = entry.opened
-        packed = self._opener.paced(slot, generation, script, paced, adoption.head, adoption.flags)
-        assert packed is not None, "whether it fits was asked when it was let in"
-        self._writer.add(packed)
-        self._started(stream)
+        job = Job(slot, generation, entry.name, entry.backend, entry.request)
+        job.chunked, job.has_body, job.lines = bool(adoption.flags & m.CHUNKED), entry.has_body, adoption.lines
+        command = self._opener.adopted(slot, generation, adoption, events=entry.style != "raw")
+        self._enqueue(stream, job, command)
 
     def _apply(self, settings: Settings) -> None:
         self._policy = policy_of(settings)
@@ -278,21 +291,22 @@ class Admission:
     def on_handoff(self, record: EventRecord) -> None:
         """A socket arrived: answered with exactly one OPEN."""
         _, flags, slot, generation, _, _, address, length, client_fd, peer_fd, accepted_ns, _, cookie = record
-        adopted = flags & m.ADOPTED
-        wanted = self._clear_nonblocking if adopted else self._wanted
+        if flags & m.ADOPTED:
+            stream = Stream(slot, generation, accepted_ns)
+            self._admit_adopted(stream, self._adoptions.pop(cookie), is_opened=bool(flags & m.OPENED))
+            if self._last_word is not None:  # it was on the way when all were stopped
+                self._stop_with(stream, *self._last_word)
+            return
+        wanted = self._wanted
         found = inspect(client_fd, peer_fd, wanted, self._scratch.address)
         if found == NOT_A_STREAM_SOCKET:
             self._rare.warn("handoff of something that is no stream socket", "descriptor_refused")
             self._writer.add(self._opener.dropped(slot, generation, st.DESCRIPTOR_REFUSED))
-            assert not adopted, "the front gives stream sockets"
             return
         if flags & _UNUSUAL:
             self._rare.warn("handoff with more descriptors than one", "extra_descriptors")
         stream = Stream(slot, generation, accepted_ns)
         try:
-            if adopted:
-                self._admit_adopted(stream, self._adoptions.pop(cookie))
-                return
             if wanted & WANT_CREDENTIALS:
                 self._gate.check_peer(found, self._scratch)
             self._gate.check_room(self.active_count)
@@ -468,6 +482,9 @@ class Admission:
             usage, ended = last_events(stream)
             self._relays.handlers[m.USAGE](usage)
             self.on_ended(ended)
+
+    def _stop_with(self, stream: Stream, reason: int, status: int, detail: str) -> None:
+        self._stop(stream, reason, ending(status, st.REASONS[reason], detail, stream.style, stream.lines))
 
     def _stop(self, stream: Stream, reason: int, said: Ending) -> None:
         slot, generation = stream.slot, stream.generation

@@ -11,7 +11,14 @@ import struct
 from collections import deque
 from typing import TYPE_CHECKING
 
-from daemon.plane.messages import COMMAND, COMMAND_BYTES, MESSAGE_BYTES_MAX, PAYLOAD_ALIGNMENT, PAYLOAD_BYTES_MAX
+from daemon.plane.messages import (
+    ADOPT,
+    COMMAND,
+    COMMAND_BYTES,
+    MESSAGE_BYTES_MAX,
+    PAYLOAD_ALIGNMENT,
+    PAYLOAD_BYTES_MAX,
+)
 
 if TYPE_CHECKING:
     import asyncio
@@ -25,6 +32,9 @@ PREFIX_BYTES = _PREFIX.size
 FIELDS: tuple[str, ...] = COMMAND.names
 _PADDING = tuple(bytes(-count % PAYLOAD_ALIGNMENT) for count in range(PAYLOAD_ALIGNMENT))
 _ALIGN_MASK = PAYLOAD_ALIGNMENT - 1
+_KIND = struct.Struct("<H")
+_SOCKET = struct.Struct("<i4xq")  # client_fd, cookie
+_SOCKET_OFFSET: int = COMMAND.fields["client_fd"][1]
 
 
 def pack(payload: bytes = b"", /, **fields: int) -> bytes:
@@ -62,6 +72,14 @@ def pack_with_tail(  # noqa: PLR0913, PLR0917  (a record's fields; an object tha
     return prefix + common + payload + padding
 
 
+def adopting(opened: bytes, client_fd: int, cookie: int) -> bytes:
+    """An OPEN as the ADOPT of a socket, which the plane opens so as soon as it comes, where a slot is free."""
+    command = bytearray(opened)
+    _KIND.pack_into(command, 0, ADOPT)
+    _SOCKET.pack_into(command, _SOCKET_OFFSET, client_fd, cookie)
+    return bytes(command)
+
+
 class CommandWriter:
     """The main thread's end of the command pipe. What one callback produced leaves in as few writes as possible."""
 
@@ -92,9 +110,9 @@ class CommandWriter:
         self.add(pack(payload, **fields))
         self.flush()
 
-    def send_soon(self, payload: bytes = b"", **fields: int) -> None:
-        """Pack a command and send it after the callbacks that are ready now: theirs leave in the same write."""
-        self.add(pack(payload, **fields))
+    def add_soon(self, command: bytes) -> None:
+        """Send a command after the callbacks that are ready now: theirs leave in the same write."""
+        self.add(command)
         if not self._flush_is_due:
             self._flush_is_due = True
             self._loop.call_soon(self._flush_soon)

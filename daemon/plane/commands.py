@@ -16,7 +16,7 @@ from daemon.plane.body import CHUNK_SIZE, COUNTED, DONE
 from daemon.plane.closing import begin_closing
 from daemon.plane.counters import COMMANDS, COMMANDS_STALE, HISTOGRAM_HANDOFF, HISTOGRAM_QUEUE_WAIT, MESSAGES_SENT
 from daemon.plane.events import GLOBAL_PONG, GLOBAL_TABLE_READY
-from daemon.plane.handoff import add_stray
+from daemon.plane.handoff import add_stray, take_adopted
 from daemon.plane.lists import body_buffer_take, handoff_buffer_give, ready_push
 from daemon.plane.memory import copy_bytes
 from daemon.plane.output import (
@@ -310,8 +310,13 @@ def _body_return(plane: Any, slot: int) -> None:
 
 
 @inlined
-def _adopt(plane: Any, command: Any) -> None:
-    """A socket of this process waits for a slot like any accepted peer."""
+def _adopt(plane: Any, command: Any, offset: int) -> None:
+    """A socket of this process waits for a slot like any accepted peer; with a source it is opened if one is free."""
+    if command.source == m.SOURCE_PACED and plane.parked_count + plane.adopted_count == 0:
+        slot = take_adopted(plane, command.client_fd, command.cookie, m.ADOPTED | m.OPENED)
+        if slot >= 0:
+            _open(plane, slot, offset)
+            return
     assert plane.adopted_count < WAITING_MAX
     entry = adopted_of(plane, plane.adopted_first + plane.adopted_count)
     entry.fd = command.client_fd
@@ -324,7 +329,7 @@ def _of_the_plane(plane: Any, command: Any, offset: int) -> bool:
     """Commands that concern no slot. False when this is none of them."""
     kind = int(command.kind)
     if kind == m.ADOPT:
-        _adopt(plane, command)
+        _adopt(plane, command, offset)
     elif kind == m.DRAIN:
         plane.draining = max(plane.draining, 1)
     elif kind == m.SHUTDOWN_PLANE:

@@ -32,7 +32,8 @@ CONTROL_KEEP_ALIVE = 4
 CONTROL_ENDED = 8
 CONTROL_ANSWERED = 16
 CONTROL_FAILED = 32
-_PATIENT = CONTROL_ANSWERED | CONTROL_ENDED
+CONTROL_OPENED = 64  # HANDOFF of a socket that has been opened already
+_PATIENT = CONTROL_ANSWERED | CONTROL_ENDED | CONTROL_OPENED
 EVENT_DELAY_NS = 5_000_000
 # Bits of `worker_events`; STOPPED is always the last a worker hears of a stream.
 WORKER_RELEASED = 1
@@ -163,7 +164,7 @@ def _write_control(plane: Any, slot: int, index: int) -> int:
     stream = stream_of(plane, slot)
     pending = stream.control_events
     stream.control_events = 0
-    if pending & CONTROL_HANDOFF:
+    if pending & (CONTROL_HANDOFF | CONTROL_OPENED):
         event = _begin(plane, 0, index, m.HANDOFF, slot, stream.generation)
         event.flags = stream.handoff_flags
         event.address = plane.handoff_data + max(stream.handoff_buffer, 0) * plane.handoff_stride

@@ -26,7 +26,13 @@ from daemon.plane.entries import (
     POLLIN,
     POLLRDHUP,
 )
-from daemon.plane.events import CONTROL_HANDOFF, GLOBAL_ACCEPT_PAUSED, GLOBAL_ACCEPT_RESUMED, raise_control
+from daemon.plane.events import (
+    CONTROL_HANDOFF,
+    CONTROL_OPENED,
+    GLOBAL_ACCEPT_PAUSED,
+    GLOBAL_ACCEPT_RESUMED,
+    raise_control,
+)
 from daemon.plane.lists import handoff_buffer_give, handoff_buffer_take, ready_push, slot_take
 from daemon.plane.submissions import prepare_accept, prepare_poll, prepare_receive, prepare_receive_message, room
 from daemon.plane.table import (
@@ -129,22 +135,30 @@ def handle_accept(plane: Any, result: int, flags: int) -> None:
 
 
 @compiled
+def take_adopted(plane: Any, fd: int, cookie: int, flags: int) -> int:
+    """Give a socket of this process a slot, whose HANDOFF will have these flags. The slot; -1 when none is free."""
+    slot = slot_take(plane)
+    if slot < 0:
+        return -1
+    open_slot(plane, slot, st.PARSING)
+    stream = stream_of(plane, slot)
+    stream.client_fd = fd
+    stream.cookie = cookie
+    stream.handoff_flags = flags
+    raise_control(plane, slot, CONTROL_OPENED if flags & m.OPENED else CONTROL_HANDOFF)
+    return int(slot)
+
+
+@compiled
 def unpark(plane: Any) -> None:
     """Give waiting peers and adopted sockets the slots that have become free."""
     while plane.parked_count > 0 and take_peer(plane, parked_of(plane, plane.parked_first).fd):
         plane.parked_first = (plane.parked_first + 1) & (WAITING_MAX - 1)
         plane.parked_count -= 1
     while plane.adopted_count > 0:
-        slot = slot_take(plane)
-        if slot < 0:
-            return
         entry = adopted_of(plane, plane.adopted_first)
-        open_slot(plane, slot, st.PARSING)
-        stream = stream_of(plane, slot)
-        stream.client_fd = entry.fd
-        stream.cookie = entry.cookie
-        stream.handoff_flags = m.ADOPTED
-        raise_control(plane, slot, CONTROL_HANDOFF)
+        if take_adopted(plane, entry.fd, entry.cookie, m.ADOPTED) < 0:
+            return
         plane.adopted_first = (plane.adopted_first + 1) & (WAITING_MAX - 1)
         plane.adopted_count -= 1
 

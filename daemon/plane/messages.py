@@ -26,7 +26,9 @@ PUSH_RANGE = 4  # W  bytes by address and length, the sender's until given back
 FINISH = 5  # W  the source's end: the payload, then close
 STOP = 6  # B  end now: the head part of the payload if no head has left, otherwise the rest
 BODY_RETURN = 7  # W  the body buffer of the last BODY event is free again
-ADOPT = 8  # O  take a socket of this process as if it had been handed over
+ADOPT = (
+    8  # O  take a socket of this process as if it had been handed over; with a source, and all that OPEN has: open it
+)
 DRAIN = 9  # O  accept no more; LISTENER_IDLE follows when the listener is the control plane's to close
 SHUTDOWN_PLANE = 10  # O  leave the loop; every slot is free, or `flags` has FORCE
 PING = 11  # O  PONG follows with the same `cookie`
@@ -104,6 +106,7 @@ DATA_TRUNCATED = 1  # the message was larger than limits.handoff_bytes_max
 CONTROL_TRUNCATED = 2  # the kernel dropped descriptors
 EXTRA_DESCRIPTORS = 4  # more than one came; the others are closed
 ADOPTED = 8  # by ADOPT: `count` is its cookie and there is no data
+OPENED = 16  # ... and it has been opened as ADOPT said, so that no OPEN is awaited
 # Event flags of FAILED.
 FAILED_STREAMING = 1  # the client has had content: no other attempt can be made
 # Event flags of BODY.

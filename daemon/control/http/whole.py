@@ -1,4 +1,4 @@
-"""Requests that came whole, head and body in one piece: looked at before ASGI, which many of them never need.
+"""Requests that come whole, a head and at once its body: looked at before ASGI, which many of them never need.
 
 `WholeRequestProtocol` asks a shortcut about them. What the shortcut does not take goes to the application as if nobody
 had asked, and so does everything that did not come whole, or is out of the ordinary. Nothing here knows the daemon.
@@ -8,10 +8,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
-from daemon.control.http.taking import RequestProtocol, TakingProtocol
+from daemon.control.http.taking import HELD_BYTES_MAX, RequestProtocol, TakingProtocol
 
 if TYPE_CHECKING:
+    import asyncio
     from collections.abc import Callable, Collection
+
+BODY_BYTES_MAX = HELD_BYTES_MAX  # no longer body is waited for
+BODY_WAIT_S = 0.1  # for a body that is sent apart from its head, as many clients do; then the application waits for it
 
 
 class Shortcut(Protocol):
@@ -39,14 +43,16 @@ class WholeRequestProtocol(RequestProtocol):
         """As RequestProtocol is made."""
         super().__init__(*arguments, **options)
         self._shortcut = shortcut
-        self._offered_bytes: int | None = None  # length of the body of a request that the shortcut is asked about
+        self._awaited_bytes: int | None = None  # length of the body of a request that the shortcut is asked about
+        self._came = b""  # what has come behind its head
+        self._patience: asyncio.TimerHandle | None = None
 
     def begin(self) -> None:
-        """A request that may be the shortcut's waits for what came behind its head."""
+        """A request that may be the shortcut's waits for what comes behind its head."""
         shortcut = self._shortcut
         if shortcut is not None and self.url in shortcut.paths and self._is_plain():
-            self._offered_bytes = self._length()
-        if self._offered_bytes is None:
+            self._awaited_bytes = self._length()
+        if self._awaited_bytes is None:
             super().begin()
 
     def _is_plain(self) -> bool:
@@ -61,33 +67,72 @@ class WholeRequestProtocol(RequestProtocol):
         )
 
     def _length(self) -> int | None:
-        """Of the body. None where its head does not say it, and for an empty one, which the parser has done with."""
-        length: int | None = None
+        """Of a short body. None for others: an empty one, for example, the parser has done with."""
+        length = 0
         for name, value in self.headers:
             if name == b"content-length":
                 length = int(value)
             elif name == b"transfer-encoding":
                 return None
-        return length or None
+        return length if 0 < length <= BODY_BYTES_MAX else None
 
     def _hold(self, rest: bytes) -> None:
-        length, self._offered_bytes = self._offered_bytes, None
-        if length is not None:
-            if len(rest) >= length and self._is_taken(rest[:length]):
-                self._head_arrived()
-                return
-            super().begin()
-        super()._hold(rest)
+        if self._awaited_bytes is None:
+            super()._hold(rest)
+            return
+        self._came = rest
+        if len(rest) >= self._awaited_bytes:
+            self._decide()
+            return
+        self._head_arrived()
+        self._patience = self.loop.call_later(BODY_WAIT_S, self._pass_on)
 
-    def _is_taken(self, body: bytes) -> bool:
-        transport = self.transport
+    def data_received(self, data: bytes) -> None:
+        """More of a body that is waited for, or what RequestProtocol knows of."""
+        if self._awaited_bytes is None or self.transport.is_closing():
+            super().data_received(data)
+            return
+        self._came += data
+        if len(self._came) >= self._awaited_bytes:
+            self._decide()
+
+    def _decide(self) -> None:
+        """The request is whole."""
+        length, transport = self._awaited_bytes, self.transport
         # An answer to an earlier request may still be on its way out.
-        if transport.is_closing() or transport.get_write_buffer_size() > 0:
-            return False
-        assert self._shortcut is not None, "a body is only waited for where there is one"
-        scope = cast("dict[str, Any]", self.scope)
-        scope["method"], scope["path"] = "POST", self.url.decode("ascii")
-        return self._shortcut.take(scope, body, self.let_go)
+        if not transport.is_closing() and transport.get_write_buffer_size() == 0:
+            assert self._shortcut is not None, "nobody else waits for a body"
+            scope = cast("dict[str, Any]", self.scope)
+            scope["method"], scope["path"] = "POST", self.url.decode("ascii")
+            if self._shortcut.take(scope, self._came[:length], self.let_go):
+                self._wait_no_more()
+                return
+        self._pass_on()
+
+    def _pass_on(self) -> None:
+        """The application gets the request."""
+        came = self._wait_no_more()
+        super().begin()
+        super()._hold(came)
+
+    def _wait_no_more(self) -> bytes:
+        self._head_arrived()
+        if self._patience is not None:
+            self._patience.cancel()
+            self._patience = None
+        came, self._came, self._awaited_bytes = self._came, b"", None
+        return came
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The client has gone, or its socket was taken."""
+        self._wait_no_more()
+        super().connection_lost(exc)
+
+    def shutdown(self) -> None:
+        """The server ends: a request that has begun is answered."""
+        if self._awaited_bytes is not None:
+            self._pass_on()
+        super().shutdown()
 
 
 class WholeTakingProtocol(TakingProtocol):
