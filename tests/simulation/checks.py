@@ -13,10 +13,12 @@ from daemon.plane import messages as m
 from daemon.plane import state as st
 from daemon.plane import tag as t
 from daemon.plane.table import BUCKET_COUNT
-from tests.simulation.kernel import SECOND, ViolationError, check
+from tests.simulation.kernel import MILLISECOND, SECOND, ViolationError, check
 from tests.simulation.wire import chunk
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     import numpy as np
     import numpy.typing as npt
 
@@ -171,6 +173,12 @@ class StreamCheck:
 
     def _body(self, data: bytes) -> bytes:
         return chunk(data) if self.chunked else data
+
+    def limit(self, fields: Mapping[str, int]) -> None:
+        """Its command, with these fields, has been sent."""
+        self.write_timeout_ns = fields.get("write_timeout_ms", 0) * MILLISECOND
+        self.stream_timeout_ns = fields.get("stream_timeout_ms", 0) * MILLISECOND
+        self.opened_ns = self.kernel.now_ns
 
     # ---- commands, as the plane reads them
 

@@ -251,7 +251,24 @@ class Simulation:
         self.adopted[cookie] = client
         self.clients[client.socket.fd] = client
         client.socket.belongs_to_control = True
-        self.sender.send(wire.command(m.ADOPT, client_fd=client.socket.fd, cookie=cookie))
+        if self.rng.random() < 0.5:
+            self.sender.send(wire.command(m.ADOPT, client_fd=client.socket.fd, cookie=cookie))
+            return
+        stream = StreamCheck(self.kernel, (-1, -1), client.socket, HEAD)
+        payload, apply, fields = self._paced(stream)
+        stream.limit(fields)
+
+        def opened() -> None:
+            """Right after the turn that read it: whether a slot was free only the plane knows."""
+            for slot, record in enumerate(self.plane.streams):
+                if record["client_fd"] == client.socket.fd and record["handoff_flags"] & m.OPENED:
+                    stream.key = (slot, int(record["generation"]))
+                    check(stream.key not in self.streams, f"{stream.key}: there are two of it")
+                    self.streams[stream.key] = stream
+                    apply()
+
+        command = wire.command(m.ADOPT, (0, 0), payload, client_fd=client.socket.fd, cookie=cookie, **fields)
+        self.sender.send(command, lambda: self.kernel.after_turn.append(opened))
 
     def _ask(self) -> None:
         """Commands that concern no stream, and some for streams that never were."""
@@ -283,6 +300,11 @@ class Simulation:
             check(event.kind in (m.TABLE_READY, m.ACCEPT_PAUSED, m.ACCEPT_RESUMED), f"event {event.kind}")
 
     def _handle_handoff(self, event: wire.Event) -> None:
+        if event.flags & m.OPENED:  # its descriptor may be closed by now
+            client = self.adopted.pop(event.number)
+            check(self.streams[event.key].socket is client.socket, f"{event.key}: another socket's")
+            self._go_on(self.streams[event.key], client)
+            return
         check(event.key not in self.streams, f"{event.key}: HANDOFF twice")
         client = self.clients.get(event.client_fd)
         check(client is not None, f"a HANDOFF with descriptor {event.client_fd}")
@@ -311,7 +333,6 @@ class Simulation:
             check(extra, "extra descriptors were not noted")
 
     def _answer(self, stream: StreamCheck, client: Client, chance: float) -> None:
-        rng = self.rng
         if client.socket.fd in self.peers or chance < 0.05:
             self._refuse_descriptor(stream)
         elif self.drained or chance < 0.2:
@@ -322,8 +343,11 @@ class Simulation:
             self._open_paced(stream)
         else:
             self._open_pushed(stream, client)
-        if rng.random() < 0.15:
-            self._stop_later(stream, rng.choice((0, 5, 300)) * MILLISECOND, st.BACKEND_ERROR)
+        self._go_on(stream, client)
+
+    def _go_on(self, stream: StreamCheck, client: Client) -> None:
+        if self.rng.random() < 0.15:
+            self._stop_later(stream, self.rng.choice((0, 5, 300)) * MILLISECOND, st.BACKEND_ERROR)
         client.plan_read()
         taken = stream.socket.on_taken
 
@@ -344,9 +368,7 @@ class Simulation:
         }
 
     def _send_open(self, stream: StreamCheck, payload: bytes, apply: Callable[[], None], **fields: int) -> None:
-        stream.write_timeout_ns = fields.get("write_timeout_ms", 0) * MILLISECOND
-        stream.stream_timeout_ns = fields.get("stream_timeout_ms", 0) * MILLISECOND
-        stream.opened_ns = self.kernel.now_ns
+        stream.limit(fields)
         self.sender.send(wire.command(m.OPEN, stream.key, payload, **fields), apply)
 
     def _refuse_descriptor(self, stream: StreamCheck) -> None:
@@ -373,6 +395,11 @@ class Simulation:
         self._send_open(stream, response, apply, source=m.SOURCE_NONE, flags=m.REFUSAL, head_bytes=head, **limits)
 
     def _open_paced(self, stream: StreamCheck) -> None:
+        payload, apply, fields = self._paced(stream)
+        self._send_open(stream, payload, apply, **fields)
+
+    def _paced(self, stream: StreamCheck) -> tuple[bytes, Callable[[], None], dict[str, int]]:
+        """The payload of a stream that the plane makes, what it comes to, and the fields of its command."""
         rng = self.rng
         text, closing = b"somebody"[: rng.randrange(0, 9)], b"in the end"[: rng.randrange(0, 11)]
         script = rng.randrange(len(ENDS))
@@ -404,7 +431,7 @@ class Simulation:
         pace = {"script": script, "message_count": total, "interval_ps": interval_ps, "latency_ms": latency_ms}
         texts = {"text_bytes": len(text), "closing_bytes": len(closing)}
         fields = {"source": m.SOURCE_PACED, "flags": flags, **texts, **pace, **self._limits()}
-        self._send_open(stream, text + closing + opening, apply, **fields)
+        return text + closing + opening, apply, fields
 
     def _open_pushed(self, stream: StreamCheck, client: Client) -> None:
         rng = self.rng

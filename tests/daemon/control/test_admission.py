@@ -533,11 +533,43 @@ def test_an_adopted_socket_gets_what_the_plane_makes(desk: Callable[..., Desk]) 
     one.admission.adopt(one.client.fileno(), Adoption(entry, head, chunked=True))
     one.admission.flush()
     (adopt,) = one.channels.commands()
+    assert (adopt.kind, adopt.client_fd) == (m.ADOPT, one.client.fileno())
     opened = one.hand_over(b"", flags=m.ADOPTED, count=adopt.cookie)
-    assert (opened.source, opened.flags, opened.head_bytes) == (m.SOURCE_PACED, m.CHUNKED, len(head))
-    assert opened.payload.startswith(b"7" + head)
-    assert b"Prompt: Hi" in opened.payload
+    # The plane opens it at once, where it has a slot: then it says so, and no OPEN is needed.
+    for command in (adopt, opened):
+        assert (command.source, command.flags, command.head_bytes) == (m.SOURCE_PACED, m.CHUNKED, len(head))
+        assert command.payload.startswith(b"7" + head)
+        assert b"Prompt: Hi" in command.payload
+        assert command.message_count == opened.message_count
     one.end(reason=st.COMPLETE)
+
+
+def test_what_the_plane_has_opened_by_itself_is_known_and_answered_by_nothing(desk: Callable[..., Desk]) -> None:
+    one = desk()
+    entry = one.admission.admit("mock", Request(Fields()), user="key:a")
+    one.admission.adopt(one.client.fileno(), Adoption(entry, b"HTTP/1.1 200 OK\r\n\r\n"))
+    one.admission.flush()
+    (adopt,) = one.channels.commands()
+    assert one.send(m.HANDOFF, slot=3, flags=m.ADOPTED | m.OPENED, client_fd=-1, count=adopt.cookie) == []
+    assert (one.admission.active_count, one.admission.backend_of(3)) == (1, "mock")
+    one.end(slot=3)
+    assert (one.counts.started, one.counts.ended) == (["mock"], [("mock", st.COMPLETE)])
+    assert one.admission.active_count == 0
+
+
+@pytest.mark.parametrize("flags", [m.ADOPTED, m.ADOPTED | m.OPENED])
+def test_a_socket_that_was_on_the_way_when_all_were_stopped_is_stopped_too(
+    desk: Callable[..., Desk], flags: int
+) -> None:
+    one = desk()
+    entry = one.admission.admit("mock", Request(Fields()))
+    one.admission.adopt(one.client.fileno(), Adoption(entry, b"HTTP/1.1 200 OK\r\n\r\n"))
+    one.admission.stop_all()
+    (adopt,) = one.channels.commands()
+    *_, stop = one.send(m.HANDOFF, flags=flags, client_fd=one.client.fileno(), count=adopt.cookie)
+    assert (stop.kind, stop.reason) == (m.STOP, st.SHUTDOWN)
+    one.end(reason=st.SHUTDOWN)
+    assert one.admission.active_count == 0
 
 
 def test_no_more_is_let_in_than_the_plane_can_adopt_at_once(desk: Callable[..., Desk]) -> None:
