@@ -301,9 +301,9 @@ class Simulation:
 
     def _handle_handoff(self, event: wire.Event) -> None:
         if event.flags & m.OPENED:  # its descriptor may be closed by now
-            client = self.adopted.pop(event.number)
-            check(self.streams[event.key].socket is client.socket, f"{event.key}: another socket's")
-            self._go_on(self.streams[event.key], client)
+            adopted = self.adopted.pop(event.number)
+            check(self.streams[event.key].socket is adopted.socket, f"{event.key}: another socket's")
+            self._go_on(self.streams[event.key], adopted)
             return
         check(event.key not in self.streams, f"{event.key}: HANDOFF twice")
         client = self.clients.get(event.client_fd)
