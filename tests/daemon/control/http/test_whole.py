@@ -48,7 +48,7 @@ class Shortcut:
 def running(request: pytest.FixtureRequest) -> Iterator[tuple[Server, Shortcut]]:
     shortcut = Shortcut()
     protocol = functools.partial(WholeTakingProtocol, shortcut=shortcut)
-    made = Server(request.param, Bounds(head_bytes_max=8192, head_timeout_s=5.0, connections_max=50), protocol)
+    made = Server(request.param, Bounds(head_bytes_max=8192, head_timeout_s=30.0, connections_max=50), protocol)
     yield made, shortcut
     made.close()
 
@@ -92,7 +92,7 @@ def test_a_body_that_is_late_is_the_applications(server: Server, shortcut: Short
     end = head_end(request)
     with server.connect() as client:
         client.sendall(request[: end + 3])
-        deadline_s = time.monotonic() + 10
+        deadline_s = time.monotonic() + 30
         while not server.state.tasks:  # the application has been started
             assert time.monotonic() < deadline_s
             time.sleep(0.005)
@@ -153,7 +153,7 @@ def test_a_request_whose_body_is_awaited_is_answered_where_the_server_ends(serve
     request = post("/echo", b"0123456789")
     with server.connect() as client:
         client.sendall(request[:-5])
-        deadline_s = time.monotonic() + 10
+        deadline_s = time.monotonic() + 30
         while not any(getattr(one, "_awaited_bytes", None) for one in list(server.state.connections)):
             assert time.monotonic() < deadline_s
             time.sleep(0.001)
