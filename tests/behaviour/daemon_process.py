@@ -182,17 +182,28 @@ class Daemon:
 
     def metrics(self) -> dict[str, float]:
         """Every sample of /metrics by its name with labels."""
-        with urllib.request.urlopen(f"http://127.0.0.1:{self.metrics_port}/metrics", timeout=10) as response:
+        return self._scraped()[0]
+
+    def _scraped(self) -> tuple[dict[str, float], set[str]]:
+        """The samples, and the names of all metrics, those without a sample among them."""
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.metrics_port}/metrics", timeout=30) as response:
             text = response.read().decode()
         samples: dict[str, float] = {}
+        names: set[str] = set()
         for line in text.splitlines():
-            if line and not line.startswith("#"):
+            if line.startswith("# TYPE "):
+                names.add(line.split(" ")[2])
+            elif line and not line.startswith("#"):
                 name, _, value = line.rpartition(" ")
                 samples[name] = float(value)
-        return samples
+        return samples, names
 
     def metric(self, name: str) -> float:
-        return self.metrics().get(name, 0.0)
+        """A sample, 0 where there is none yet. Of a metric that is not there a test would find nothing, ever."""
+        samples, names = self._scraped()
+        family = name.partition("{")[0]
+        assert {family, re.sub("_(count|sum|bucket)$", "", family)} & names, f"there is no metric {name}"
+        return samples.get(name, 0.0)
 
     def wait_for_metric(self, name: str, value: float, timeout_s: float = 30) -> None:
         """Wait until a sample has this value."""

@@ -170,18 +170,6 @@ class Wire:
             pass
         return self._buffer
 
-    def is_open(self) -> bool:
-        """Whether the daemon has not ended it."""
-        self.socket.setblocking(False)
-        try:
-            return bool(self.socket.recv(1, socket.MSG_PEEK))
-        except BlockingIOError:
-            return True
-        except ConnectionResetError:
-            return False
-        finally:
-            self.socket.settimeout(TIMEOUT_S)
-
 
 @dataclass
 class Front:

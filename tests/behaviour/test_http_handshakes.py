@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.behaviour.http_helpers import Front, http_config, serving, tls
+from tests.behaviour.daemon_process import LATE_S_MAX
+from tests.behaviour.http_helpers import TIMEOUT_S, Front, http_config, serving, tls
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-HEAD_TIMEOUT_MS = 700
+HEAD_TIMEOUT_MS = 2000
 
 
 @pytest.fixture(name="front", scope="module")
@@ -33,7 +34,7 @@ def _front(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Front]:
 def test_a_handshake_that_does_not_come_ends_in_time(front: Front, data: bytes) -> None:
     with front.leaves_nothing(), contextlib.ExitStack() as stack:
         place = ("127.0.0.1", front.port)
-        clients = [stack.enter_context(socket.create_connection(place, timeout=10)) for _ in range(20)]
+        clients = [stack.enter_context(socket.create_connection(place, timeout=TIMEOUT_S)) for _ in range(20)]
         started_s = time.monotonic()
         for client in clients:
             client.sendall(data)
@@ -41,7 +42,7 @@ def test_a_handshake_that_does_not_come_ends_in_time(front: Front, data: bytes) 
             with contextlib.suppress(ConnectionResetError):  # as good as an end
                 while client.recv(4096):
                     pass
-        assert time.monotonic() - started_s < HEAD_TIMEOUT_MS / 1000 + 3
+        assert time.monotonic() - started_s < HEAD_TIMEOUT_MS / 1000 + LATE_S_MAX
     front.is_well()
 
 
@@ -49,7 +50,7 @@ def test_a_certificate_that_is_not_trusted_costs_nothing(front: Front) -> None:
     with front.leaves_nothing():
         for _ in range(10):
             with (
-                socket.create_connection(("127.0.0.1", front.port), timeout=10) as client,
+                socket.create_connection(("127.0.0.1", front.port), timeout=TIMEOUT_S) as client,
                 pytest.raises(ssl.SSLCertVerificationError),
             ):
                 ssl.create_default_context().wrap_socket(client, server_hostname="localhost")

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.behaviour.daemon_process import LATE_S_MAX
 from tests.behaviour.http_helpers import (
     CHAT,
     COMPLETIONS,
@@ -33,20 +34,27 @@ HEAD_BYTES_MAX = 4096
 BODY_BYTES_MAX = 32_768
 HEAD_TIMEOUT_MS = 500
 BODY_TIMEOUT_MS = 600
-HTTP: dict[str, object] = {
-    "head_bytes_max": HEAD_BYTES_MAX,
-    "body_bytes_max": BODY_BYTES_MAX,
+SIZES: dict[str, object] = {"head_bytes_max": HEAD_BYTES_MAX, "body_bytes_max": BODY_BYTES_MAX}
+# Of the front that waits for nobody; elsewhere no request may come too late because the machine is busy.
+TIMES: dict[str, object] = {
     "head_timeout_ms": HEAD_TIMEOUT_MS,
     "body_timeout_ms": BODY_TIMEOUT_MS,
     "idle_timeout_ms": 1500,
 }
+STARTED = 'streaming_daemon_requests_total{status="started"}'
 SMUGGLED = get("/health", "X-Smuggled: 1\r\n")
 SMALL = json.dumps(asking(stream=False, max_tokens=1)).encode()
 
 
 @pytest.fixture(name="front", scope="module")
 def _front(kernel: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Front]:
-    with serving(kernel, tmp_path_factory.mktemp("hostile"), http_config(HTTP)) as front:
+    with serving(kernel, tmp_path_factory.mktemp("hostile"), http_config(SIZES)) as front:
+        yield front
+
+
+@pytest.fixture(name="impatient", scope="module")
+def _impatient(kernel: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Front]:
+    with serving(kernel, tmp_path_factory.mktemp("impatient"), http_config({**SIZES, **TIMES})) as front:
         yield front
 
 
@@ -265,7 +273,7 @@ def test_what_is_pipelined_is_answered_in_order(front: Front) -> None:
 
 
 def test_what_is_pipelined_behind_a_stream_is_not_answered(front: Front) -> None:
-    started = front.daemon.metric("streaming_daemon_streams_started_total")
+    started = front.daemon.metric(STARTED)
     with front.leaves_nothing(), front.connect() as wire:
         wire.send(get("/health") + post(COMPLETIONS, asking(max_tokens=3)) + post(COMPLETIONS, asking(max_tokens=4)))
         assert wire.reply().json["status"] == "healthy"
@@ -274,7 +282,7 @@ def test_what_is_pipelined_behind_a_stream_is_not_answered(front: Front) -> None
         assert streamed.is_closing
         assert streamed.body.count(b"token_") == 3
         assert wire.rest() == b""
-    assert front.daemon.metric("streaming_daemon_streams_started_total") - started <= 1
+    front.daemon.wait_for_metric(STARTED, started + 1)  # a beginning may be told late
 
 
 def test_a_client_that_waits_for_100_gets_it(front: Front) -> None:
@@ -306,20 +314,25 @@ def test_heads_that_are_too_large(front: Front) -> None:
     assert front.ask(get("/health", "X-Long: " + "x" * (HEAD_BYTES_MAX - 100) + "\r\n")).status == 200
 
 
-def test_what_is_refused_by_its_head_has_an_id(front: Front) -> None:
+def test_what_is_refused_by_its_head_has_an_id(front: Front, impatient: Front) -> None:
     """Its own where the head is whole, otherwise a new one, and never that of the request before it."""
     with front.connect() as wire:
         wire.send(b"GET /health HTTP/1.1\r\nX-Request-Id: mine\r\n\r\n")
         refused = wire.reply()
         assert (refused.status, refused.headers["x-request-id"]) == (400, "mine")
     ids: set[str] = set()
-    for late in (get("/" + "x" * HEAD_BYTES_MAX), b"GET /hea", b"\r\n" * HEAD_BYTES_MAX, b"\0"):
-        with front.connect() as wire:
+    for late, status in (
+        (get("/" + "x" * HEAD_BYTES_MAX), 431),
+        (b"GET /hea", 408),
+        (b"\r\n" * HEAD_BYTES_MAX, 431),
+        (b"\0", 400),
+    ):
+        with (impatient if status == 408 else front).connect() as wire:
             wire.send(get("/health", "X-Request-Id: mine\r\n"))
             assert wire.reply().headers["x-request-id"] == "mine"
             wire.send(late)
             refused = wire.reply()
-            assert refused.status in {400, 408, 431}
+            assert refused.status == status
             ids.add(refused.headers["x-request-id"])
     assert len(ids) == 4
     assert all(re.fullmatch("[0-9a-f]{32}", one) for one in ids)
@@ -379,56 +392,55 @@ def test_json_that_is_wrong(front: Front, name: str, path: str) -> None:
 # ---- too slow
 
 
-def test_heads_that_do_not_come(front: Front) -> None:
-    with front.leaves_nothing():
-        begun = [front.connect() for _ in range(30)]
+def test_heads_that_do_not_come(impatient: Front) -> None:
+    with impatient.leaves_nothing():
+        begun = [impatient.connect() for _ in range(30)]
         for index, wire in enumerate(begun):
             wire.send(b"" if index % 3 == 0 else b"GET /hea" if index % 3 == 1 else get("/health", "X: y")[:-4])
-        deadline_s = time.monotonic() + HEAD_TIMEOUT_MS / 1000 + 2
-        dribbling = front.connect()
-        for byte in get("/health", "X-Slow: " + "x" * 100 + "\r\n"):
-            if time.monotonic() > deadline_s or not dribbling.is_open():
+        dribbling = impatient.connect()
+        for byte in get("/health", "X-Slow: " + "x" * 10_000 + "\r\n"):  # for longer than any answer takes
+            if _readable(dribbling.socket):
                 break
             dribbling.send(bytes([byte]))
             time.sleep(0.02)
         begun.append(dribbling)
         for index, wire in enumerate(begun):
             with wire:
-                answer = wire.rest()
+                answer = wire.rest()  # which does not wait for ever
                 assert answer == b"" if index % 3 == 0 and wire is not dribbling else b" 408 " in answer[:20]
-        assert time.monotonic() < deadline_s + 3
 
 
 @pytest.mark.parametrize("framing", ["length", "chunks"])
-def test_bodies_that_do_not_come(front: Front, framing: str) -> None:
-    with front.leaves_nothing(), front.connect() as wire:
+def test_bodies_that_do_not_come(impatient: Front, framing: str) -> None:
+    with impatient.leaves_nothing(), impatient.connect() as wire:
         started_s = time.monotonic()
         if framing == "length":
             wire.send(post(COMPLETIONS, SMALL)[: -len(SMALL)])
         else:
             wire.send(in_chunks(b"%x\r\n" % len(SMALL)))
-        for byte in SMALL:
-            if wire.socket in _readable(wire.socket):
+        for byte in SMALL[:-1]:
+            if _readable(wire.socket):
                 break
             wire.send(bytes([byte]))
             time.sleep(0.05)
         reply = wire.reply()
         assert (reply.status, reply.error["code"]) == (408, "request_timeout")
         assert wire.rest() == b""
-        assert BODY_TIMEOUT_MS / 1000 <= time.monotonic() - started_s < BODY_TIMEOUT_MS / 1000 + 3
+        assert BODY_TIMEOUT_MS / 1000 <= time.monotonic() - started_s < BODY_TIMEOUT_MS / 1000 + LATE_S_MAX
 
 
-def _readable(client: socket.socket) -> list[socket.socket]:
-    return select.select([client], [], [], 0)[0]
+def _readable(client: socket.socket) -> bool:
+    """Whether something has come, or its end."""
+    return bool(select.select([client], [], [], 0)[0])
 
 
-def test_idle_connections_are_closed(front: Front) -> None:
-    with front.leaves_nothing(), front.connect() as wire:
+def test_idle_connections_are_closed(impatient: Front) -> None:
+    with impatient.leaves_nothing(), impatient.connect() as wire:
         wire.send(get("/health"))
         assert wire.reply().status == 200
         started_s = time.monotonic()
         assert wire.rest() == b""
-        assert 1 <= time.monotonic() - started_s < 5
+        assert 1 <= time.monotonic() - started_s < LATE_S_MAX
 
 
 # ---- cut

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import signal
 import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import openai
@@ -16,6 +17,7 @@ from tests.behaviour.http_helpers import (
     COMPLETIONS,
     TEST_MODEL,
     Front,
+    Wire,
     asking,
     get,
     http_config,
@@ -91,12 +93,28 @@ def _reload(front: Front, result: str) -> None:
     front.daemon.wait_for_metric(f'streaming_daemon_config_reloads_total{{result="{result}"}}', 1)
 
 
+@contextlib.contextmanager
+def ends_once_refused(front: Front, held: Wire, status: int) -> Generator[None]:
+    """The stream that is held ends when another request has been refused because of it."""
+    name = f'streaming_daemon_http_requests_total{{method="POST",route="{COMPLETIONS}",status="{status}"}}'
+    before = front.daemon.metric(name)
+
+    def end() -> None:
+        front.daemon.wait_for_metric(name, before + 1)
+        held.socket.close()
+
+    with ThreadPoolExecutor(1) as pool:
+        ending = pool.submit(end)
+        yield
+        ending.result()
+
+
 def test_the_official_client_waits_as_long_as_a_429_says(kernel: str, tmp_path: Path) -> None:
     configuration = http_config(None, f"{SLOWLY}[limits]\nstreams_per_user = 1")
     with contextlib.ExitStack() as stack:
         front = stack.enter_context(serving(kernel, tmp_path, configuration))
         with client_of(front) as client, front.connect() as held:
-            held.send(post(COMPLETIONS, asking(max_tokens=20)))  # for a second
+            held.send(post(COMPLETIONS, asking(max_tokens=10_000)))  # for minutes
             assert held.socket.recv(16)
             with pytest.raises(openai.RateLimitError) as failed:
                 client.completions.create(model=TEST_MODEL, prompt="")
@@ -104,8 +122,10 @@ def test_the_official_client_waits_as_long_as_a_429_says(kernel: str, tmp_path: 
             assert int(failed.value.response.headers["retry-after"]) >= 1
             assert "ratelimit" in failed.value.response.headers
             started_s = time.monotonic()
-            patient = client.with_options(max_retries=4)
-            assert patient.completions.create(model=TEST_MODEL, prompt="", max_tokens=1).choices[0].text == tokens_of(1)
+            with ends_once_refused(front, held, 429):
+                patient = client.with_options(max_retries=4)
+                answer = patient.completions.create(model=TEST_MODEL, prompt="", max_tokens=1)
+            assert answer.choices[0].text == tokens_of(1)
             assert time.monotonic() - started_s >= int(failed.value.response.headers["retry-after"]) * 0.9
 
 
@@ -113,14 +133,16 @@ def test_the_official_client_comes_back_after_a_503(kernel: str, tmp_path: Path)
     with contextlib.ExitStack() as stack:
         front = stack.enter_context(serving(kernel, tmp_path, http_config(None, SLOWLY), "--max-connections", "1"))
         with client_of(front) as client, front.connect() as held:
-            held.send(post(COMPLETIONS, asking(max_tokens=20)))
+            held.send(post(COMPLETIONS, asking(max_tokens=10_000)))
             assert held.socket.recv(16)
             with pytest.raises(openai.InternalServerError) as failed:
                 list(client.completions.create(model=TEST_MODEL, prompt="", stream=True))
             assert failed.value.status_code == 503
             assert int(failed.value.response.headers["retry-after"]) >= 1
-            patient = client.with_options(max_retries=4)
-            assert patient.completions.create(model=TEST_MODEL, prompt="", max_tokens=1).choices[0].text == tokens_of(1)
+            with ends_once_refused(front, held, 503):
+                patient = client.with_options(max_retries=4)
+                answer = patient.completions.create(model=TEST_MODEL, prompt="", max_tokens=1)
+            assert answer.choices[0].text == tokens_of(1)
 
 
 @pytest.mark.parametrize("scheme", ["http", "https"])
@@ -138,15 +160,17 @@ def test_a_drain_lets_streams_finish_and_takes_nobody_new(kernel: str, tmp_path:
             whole.send(post(CHAT, said))
             idle.send(get("/health"))
             assert idle.reply().status == 200
-            late = post(COMPLETIONS, asking(max_tokens=1))
-            begun.send(late[:-5])  # a request that is on its way
+            late = post(COMPLETIONS, asking(max_tokens=1), {"Expect": "100-continue"})
+            body = late.partition(b"\r\n\r\n")[2]
+            begun.send(late[: -len(body)])
+            assert begun.reply().status == 100, "the daemon waits for the rest of a request that has begun"
             upstream.wait_for_requests(2)
             assert front.daemon.process is not None
             front.daemon.process.send_signal(signal.SIGTERM)
             assert idle.rest() == b"", "an idle connection is closed"
             with pytest.raises(ConnectionError):
                 front.connect()
-            begun.send(late[-5:])
+            begun.send(body)
             refused = begun.reply()
             assert (refused.status, refused.error["type"]) == (503, "service_unavailable"), refused
             gate.open()

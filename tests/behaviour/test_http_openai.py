@@ -34,6 +34,7 @@ ENDPOINTS = ("chat", "completions")
 RELAYED = "some-model"
 REFUSED = "refused-model"  # of an upstream of its own: a 429 with Retry-After holds all that would go there
 BODY_BYTES_MAX = 65_536
+PATIENCE_S = 2.0  # of a client that leaves by itself: its request must have come to the upstream by then
 WORDS = ["The", " quick", " brown", " fox"]
 BEGUN = openai_stream(WORDS, finish=None, done=False)
 ASKED = [{"role": "user", "content": "Hello"}]
@@ -381,7 +382,7 @@ def test_a_client_that_leaves_stops_the_upstream(front: Front, client: OpenAI, m
         assert front.upstream is not None
         if is_early:
             with pytest.raises(openai.APITimeoutError):
-                creating(client.with_options(timeout=0.5))(**fields_of("chat", stream=True, **fields))
+                creating(client.with_options(timeout=PATIENCE_S))(**fields_of("chat", stream=True, **fields))
             front.upstream.wait_gone(request_of(front, fields))
         else:
             stream = creating(client)(**fields_of("chat", stream=True, **fields))
@@ -396,15 +397,18 @@ def test_a_client_that_gives_up_on_a_whole_answer_stops_the_upstream(front: Fron
     with front.leaves_nothing():
         fields = planned(front, Plan(BEGUN, fault=Fault.STALL))
         with pytest.raises(openai.APITimeoutError):
-            creating(client.with_options(timeout=0.5))(**fields_of("chat", **fields))
+            creating(client.with_options(timeout=PATIENCE_S))(**fields_of("chat", **fields))
         assert front.upstream is not None
         front.upstream.wait_gone(request_of(front, fields))
 
         async def cancelled() -> None:
             async with DefaultAsyncHttpxClient(verify=trusting()) as http:
                 asking = creating(async_client_of(front, http))(**fields_of("chat", **fields))
-                with pytest.raises(asyncio.TimeoutError):
-                    await asyncio.wait_for(asking, 0.5)
+                task = asyncio.ensure_future(asking)
+                await asyncio.to_thread(request_of, front, fields, 2)
+                task.cancel()
+                with pytest.raises(asyncio.CancelledError):
+                    await task
 
         asyncio.run(cancelled())
         front.upstream.wait_gone(request_of(front, fields, 2))

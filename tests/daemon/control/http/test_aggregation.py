@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import msgspec
@@ -226,5 +227,15 @@ def test_any_events_make_an_object_that_can_be_sent(events: list[dict[str, objec
 
 
 def test_a_long_answer_takes_time_in_proportion() -> None:
-    pieces = [event(chunk({"content": "word "})) for _ in range(20_000)]
-    assert assembled(*pieces)["choices"][0]["message"]["content"] == "word " * 20_000
+    word = "word " * 40
+
+    def seconds(count: int) -> float:
+        pieces = [event(chunk({"content": word}))] * count
+        began_s = time.thread_time()
+        assert assembled(*pieces)["choices"][0]["message"]["content"] == word * count
+        return time.thread_time() - began_s
+
+    short_s = min(seconds(2500) for _ in range(3))
+    long_s = min(seconds(20_000) for _ in range(3))
+    # 8 times as long takes 8 times the time; to join all that was said before with each piece would take 64.
+    assert long_s < 24 * short_s

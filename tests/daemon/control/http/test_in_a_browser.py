@@ -61,7 +61,9 @@ def test_swagger_ui_shows_the_api(browser: Chrome, base: str) -> None:
         lambda one: one.find_elements(By.CSS_SELECTOR, ".opblock-body .responses-table")
     )
     assert complaints(browser) == []
-    assert all(name.startswith((base, "data:")) for name in fetched(browser))
+    names = fetched(browser)
+    assert any(name.endswith("/docs/assets/swagger-ui-bundle.js") for name in names)
+    assert all(name.startswith((base, "data:")) for name in names)
 
 
 def test_the_page_is_whole(browser: Chrome, base: str) -> None:
