@@ -39,7 +39,7 @@ def last_row(daemon: Daemon, request_id: str) -> dict[str, Any]:
     found: list[dict[str, Any]] = []
 
     def is_there() -> bool:
-        rows = [json.loads(line) for line in ledger.read_text().splitlines()] if ledger.exists() else []
+        rows = [json.loads(line) for line in ledger.read_text().split("\n")[:-1]] if ledger.exists() else []
         found[:] = [row for row in rows if row["request_id"] == request_id]
         return bool(found)
 
