@@ -110,6 +110,7 @@ class Transfer:
         "phase",
         "pool",
         "pushed_bytes",
+        "reads",
         "slot",
         "status",
     )
@@ -139,6 +140,7 @@ class Transfer:
         self.has_ended = True  # libcurl does not have it (any more)
         self.is_complete = False
         self.lingered_bytes = 0
+        self.reads = -1  # the connection's socket, if it reads for all transfers on it
 
     def attach(self, pool: Pool, easy: Easy, touched: list[Transfer], deadlines: Deadlines) -> None:
         """What it is carried out with."""

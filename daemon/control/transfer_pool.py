@@ -101,6 +101,9 @@ class Pool:
             return
         self._multi.remove_handle(easy)
         easy.reset()
+        reader = self._readers.get(transfer.reads)
+        if reader is not None and reader.transfer is transfer:
+            del self._readers[transfer.reads]
         self._set_connection_count()
         if len(self._spare) < self.origin.idle_connections_max:
             self._spare.append(easy)
@@ -119,7 +122,9 @@ class Pool:
                 return
         self._run(fd, self._selected[events & 31])
         if self.origin.http2 and len(self._touched) > taken_count:
-            self._readers[fd] = Reader(self._touched[-1], now_s + ALL_INTERVAL_S)
+            transfer = self._touched[-1]
+            transfer.reads = fd
+            self._readers[fd] = Reader(transfer, now_s + ALL_INTERVAL_S)
 
     def _read_alone(self, transfer: Transfer) -> None:
         """Have one transfer read what has come for all that share its connection.
