@@ -6,13 +6,13 @@ that a stop string cuts inside a token, and counts in every event are made here,
 
 from __future__ import annotations
 
-import secrets
 import time
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, NoReturn, cast
 
 import msgspec
 from msgspec import Meta
 
+from backends.identities import identity
 from backends.interface import (
     TEXT_BYTES_MAX,
     Backend,
@@ -299,7 +299,7 @@ def plan_of(request: Request) -> Plan:
     echoes = [text for text in shown for _ in range(asked.n or 1)]
     return Plan(
         is_chat=is_chat,
-        text=f'{secrets.token_hex(12)}","created":{int(time.time())}'.encode(),
+        text=f'{identity(24)}","created":{int(time.time())}'.encode(),
         echoes=tuple(echoes),
         choices=choices,
         tokens=tokens,
@@ -361,7 +361,7 @@ def _extent(asked: Asked, limit: int) -> tuple[int, str, int, Finish]:
     stops = [asked.stop] if isinstance(asked.stop, str) else asked.stop or []
     if "" in stops:
         _refuse("stop", "a stop string has at least one character")
-    found = first_stop(stops, limit)
+    found = first_stop(stops, limit) if stops else None
     if found is None:
         return limit, "", limit, "length"
     number, characters = found.end if asked.include_stop_str_in_output else found.start

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import base64
 import logging
-import secrets
 from typing import TYPE_CHECKING, NamedTuple
 
+from backends.identities import identity
 from daemon.control.http.errors import ApiError, response_of
 from daemon.control.http.request_head import is_request_id
 
@@ -64,7 +64,7 @@ def own_headers(scope: Scope) -> tuple[tuple[bytes, bytes], ...]:
     caller = scope.get(CALLER)
     if caller is None:
         given = header_of(scope, b"x-request-id")
-        request_id = given if given is not None and is_request_id(given) else secrets.token_hex(16).encode()
+        request_id = given if given is not None and is_request_id(given) else identity().encode()
         client = scope.get("client")
         scope[CALLER] = Caller(request_id.decode("ascii"), "", str(client[0]) if client else "")
     else:

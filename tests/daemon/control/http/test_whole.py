@@ -55,6 +55,7 @@ def running(request: pytest.FixtureRequest) -> Iterator[tuple[Server, Shortcut]]
 
 @pytest.fixture(name="server")
 def _server(running: tuple[Server, Shortcut]) -> Server:
+    running[0].wait_no_connections()
     running[1].asked.clear()
     return running[0]
 
@@ -158,7 +159,7 @@ def test_a_request_whose_body_is_awaited_is_answered_where_the_server_ends(serve
             assert time.monotonic() < deadline_s
             time.sleep(0.001)
         server.loop.call_soon_threadsafe(lambda: [one.shutdown() for one in list(server.state.connections)])
-        while not server.state.tasks:  # the application has been started
+        while any(getattr(one, "_awaited_bytes", None) for one in list(server.state.connections)):
             assert time.monotonic() < deadline_s
             time.sleep(0.001)
         client.sendall(request[-5:])
