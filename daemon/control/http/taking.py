@@ -410,6 +410,11 @@ class RequestProtocol(HttpToolsProtocol):
             self.transport.abort()
 
     @property
+    def held_bytes(self) -> int:
+        """How much waits for the application."""
+        return len(self._held)
+
+    @property
     def read_bytes_max(self) -> int:
         """How much may be read at once."""
         if self.successor is not None:

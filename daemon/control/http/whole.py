@@ -6,6 +6,8 @@ had asked, and so does everything that did not come whole, or is out of the ordi
 
 from __future__ import annotations
 
+import re
+import socket
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from daemon.control.http.taking import HELD_BYTES_MAX, RequestProtocol, TakingProtocol
@@ -15,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection
 
 BODY_BYTES_MAX = HELD_BYTES_MAX  # no longer body is waited for
+_LENGTH = re.compile(rb"\r\ncontent-length:[ \t]*(\d{1,4})[ \t]*\r\n", re.IGNORECASE)
 BODY_WAIT_S = 0.1  # for a body that is sent apart from its head, as many clients do; then the application waits for it
 
 
@@ -136,6 +139,69 @@ class WholeRequestProtocol(RequestProtocol):
 
 
 class WholeTakingProtocol(TakingProtocol):
-    """TakingProtocol for a server with a shortcut."""
+    """TakingProtocol for a server with a shortcut.
+
+    A request that has come whole by the time that its connection is seen, as most have, is read at once. The event loop
+    would first have its kernel watch the socket, which is then let go, and look for others: who came early would wait
+    for who came late.
+    """
 
     request_protocol = WholeRequestProtocol
+    _must_pause = False
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """A client has connected."""
+        super().connection_made(transport)
+        inner = self._inner
+        if inner.scheme != "http" or inner.transport.is_closing():
+            return
+        # Of anything else nothing is taken out of the socket: it is read in its turn.
+        data = read_whole(transport.get_extra_info("socket").fileno())
+        if not data:
+            return
+        inner.data_received(data)
+        if inner.flow.read_paused and not inner.transport.is_closing():
+            # uvloop begins to read behind `connection_made`, whatever was said there.
+            self._must_pause = True
+            inner.loop.call_soon(self._pause_again)
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        """Where the next read goes: where reading had been paused before it began, what is held stays in its bounds."""
+        if self._must_pause:
+            return self._buffer[: max(1, self._inner.read_bytes_max - self._inner.held_bytes)]
+        return super().get_buffer(sizehint)
+
+    def buffer_updated(self, nbytes: int) -> None:
+        """So much has been read; where reading had been paused before it began, it is the last."""
+        super().buffer_updated(nbytes)
+        if self._must_pause:
+            self._pause_again()
+
+    def _pause_again(self) -> None:
+        inner, self._must_pause = self._inner, False
+        if inner.flow.read_paused and not inner.transport.is_closing():
+            inner.transport.resume_reading()
+            inner.transport.pause_reading()
+
+
+def read_whole(fd: int) -> bytes:
+    """A short POST that has come whole, and nothing behind it; otherwise nothing, and nothing is read."""
+    probe = socket.socket(socket.AF_INET, socket.SOCK_STREAM, 0, fileno=fd)
+    try:
+        data = probe.recv(HELD_BYTES_MAX, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+        if not _is_whole(data):
+            return b""
+        return probe.recv(len(data), socket.MSG_DONTWAIT)
+    except OSError:
+        return b""  # nothing has come yet; or the client has gone, which the event loop will see
+    finally:
+        probe.detach()
+
+
+def _is_whole(data: bytes) -> bool:
+    """Whether a head with a length is followed by so much. That it is a good one, the parser finds out."""
+    end = data.find(b"\r\n\r\n")
+    if end < 0 or not data.startswith(b"POST "):
+        return False
+    length = _LENGTH.search(data, 0, end + 2)
+    return length is not None and len(data) == end + 4 + int(length[1])

@@ -16,13 +16,16 @@ from uvicorn.server import ServerState
 from daemon.control.http.taking import ABORT, EXTENSION, Bounds, ClientGone, Taken, TakingProtocol
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Generator
 
 TAKEN_HEAD = b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n"
 
 
+WAIT_S = 3.0
+
+
 async def application(scope: dict[str, Any], receive: Callable[..., Any], send: Callable[..., Any]) -> None:
-    """Paths say what is done: /take, /body-then-take, /echo, /ignore, /abort."""
+    """Paths say what is done: /take, /body-then-take, /echo, /ignore, /wait, /abort."""
     assert scope["type"] == "http"
     path, extensions = scope["path"], scope["extensions"]
     body = b""
@@ -34,6 +37,8 @@ async def application(scope: dict[str, Any], receive: Callable[..., Any], send: 
                 return
             body += message["body"]
             more = message["more_body"]
+    if path == "/wait":
+        await asyncio.sleep(WAIT_S)
     if path == "/abort":
         extensions[ABORT]["abort"]()
         return
@@ -113,7 +118,25 @@ class Server:
         client.settimeout(30)
         return client
 
+    @contextlib.contextmanager
+    def busy(self) -> Generator[None]:
+        """The event loop does nothing else meanwhile."""
+        begun, ended = threading.Event(), threading.Event()
+
+        def wait() -> None:
+            begun.set()
+            ended.wait(30)
+
+        self.loop.call_soon_threadsafe(wait)
+        assert begun.wait(30)
+        try:
+            yield
+        finally:
+            ended.set()
+
     def wait_no_connections(self) -> None:
+        # Connections are seen in the order in which they came: with this one all that have left before.
+        ask(self, [b"GET /ignore HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n"])
         deadline_s = time.monotonic() + 30
         while self.state.connections or self.state.tasks:
             assert time.monotonic() < deadline_s, self.state.connections

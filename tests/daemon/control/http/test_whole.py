@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import socket
 import threading
 import time
 from typing import TYPE_CHECKING, Any
@@ -13,14 +14,14 @@ import uvloop
 
 from daemon.control.http import whole
 from daemon.control.http.taking import HELD_BYTES_MAX, Bounds, Taken
-from daemon.control.http.whole import WholeTakingProtocol
+from daemon.control.http.whole import WholeRequestProtocol, WholeTakingProtocol
 from tests.daemon.control.http.taking_server import TAKEN_HEAD, Server, ask, head_end, post, read_all, stream
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 # What the application does at these paths is `application`'s; the shortcut takes all but bodies that begin with "no".
-OFFERED = ("/echo", "/take", "/body-then-take")
+OFFERED = ("/echo", "/take", "/body-then-take", "/wait")
 TAKEN = b"by the shortcut: "
 
 
@@ -31,12 +32,14 @@ class Shortcut:
 
     def __init__(self) -> None:
         self.asked: list[tuple[str, bytes]] = []
+        self.meanwhile: Callable[[], object] = list  # what clients do while it is asked
 
     def take(self, scope: dict[str, Any], body: bytes, let_go: Callable[[], int]) -> bool:
         assert scope["method"] == "POST"
         assert scope["client"][0] == "127.0.0.1"
         assert (b"host", b"a") in scope["headers"]
         self.asked.append((scope["path"], body))
+        self.meanwhile()
         if body.startswith(b"no"):
             return False
         taken = Taken(let_go(), b"", expects_100=False, client_address="")
@@ -55,7 +58,6 @@ def running(request: pytest.FixtureRequest) -> Iterator[tuple[Server, Shortcut]]
 
 @pytest.fixture(name="server")
 def _server(running: tuple[Server, Shortcut]) -> Server:
-    running[0].wait_no_connections()
     running[1].asked.clear()
     return running[0]
 
@@ -89,6 +91,7 @@ def test_a_request_cut_at_every_byte_is_as_whole(server: Server, shortcut: Short
 
 
 def test_a_body_that_is_late_is_the_applications(server: Server, shortcut: Shortcut) -> None:
+    server.wait_no_connections()
     request = post("/body-then-take", b"0123456789")
     end = head_end(request)
     with server.connect() as client:
@@ -151,6 +154,7 @@ def test_clients_that_leave_before_their_body_leave_nothing(server: Server, shor
 
 @pytest.mark.usefixtures("patient")
 def test_a_request_whose_body_is_awaited_is_answered_where_the_server_ends(server: Server, shortcut: Shortcut) -> None:
+    server.wait_no_connections()
     request = post("/echo", b"0123456789")
     with server.connect() as client:
         client.sendall(request[:-5])
@@ -165,3 +169,94 @@ def test_a_request_whose_body_is_awaited_is_answered_where_the_server_ends(serve
         client.sendall(request[-5:])
         assert b'"body": "0123456789"' in read_all(client)
     assert not shortcut.asked
+
+
+def test_a_request_that_has_come_is_read_before_others_are_seen(server: Server, shortcut: Shortcut) -> None:
+    server.wait_no_connections()
+    seen: list[int] = []
+    shortcut.meanwhile = lambda: seen.append(len(server.state.connections))
+    try:
+        with server.busy():
+            clients = [server.connect() for _ in range(5)]
+            for client in clients:
+                client.sendall(post("/echo", b"0123456789"))
+        for client in clients:
+            assert read_all(client) == TAKEN_HEAD + TAKEN + b"0123456789"
+            client.close()
+    finally:
+        shortcut.meanwhile = list
+    assert len(seen) == 5
+    assert seen[0] == 1, "its own connection"
+    server.wait_no_connections()
+
+
+@pytest.mark.parametrize("path", ["/wait", "/echo"])
+def test_what_came_before_the_connection_was_seen_is_bounded_like_all_else(server: Server, path: str) -> None:
+    """The event loop is busy while the client sends, so that it finds a head and much behind it."""
+    request = post(path, b"x" * 20_000_000)
+    with server.connect() as client:
+        client.setblocking(False)
+        with server.busy():
+            sent = client.send(request)
+        client.settimeout(30)
+        if path == "/echo":  # it is read, and comes back
+            client.sendall(request[sent:])
+            assert answer_of(client).endswith(b'xx"}')
+            return
+        client.settimeout(1.0)
+        with pytest.raises(TimeoutError):  # nobody reads it
+            client.sendall(request[sent:])
+        assert 0 < held_bytes(server) <= HELD_BYTES_MAX
+    server.wait_no_connections()
+
+
+def test_what_comes_while_a_whole_request_is_passed_on_is_bounded(server: Server, shortcut: Shortcut) -> None:
+    server.wait_no_connections()
+    asked = threading.Event()
+
+    def flood() -> None:
+        client.setblocking(False)
+        client.send(b"x" * 1_000_000)
+        client.settimeout(30)
+        asked.set()
+
+    with server.connect() as client:
+        shortcut.meanwhile = flood
+        try:
+            with server.busy():
+                client.sendall(post("/wait", b"no, thanks"))
+            assert asked.wait(30)
+        finally:
+            shortcut.meanwhile = list
+        for _ in range(20):
+            time.sleep(0.02)
+            assert 0 < held_bytes(server) <= HELD_BYTES_MAX
+    server.wait_no_connections()
+
+
+def held_bytes(server: Server) -> int:
+    """Of the one connection."""
+    (connection,) = list(server.state.connections)
+    assert isinstance(connection, WholeRequestProtocol)
+    return connection.held_bytes
+
+
+def answer_of(client: socket.socket) -> bytes:
+    """What comes, to the end of what says that it is one."""
+    got = b""
+    while not got.endswith(b'"}'):
+        piece = client.recv(1 << 20)
+        assert piece, got[-100:]
+        got += piece
+    return got
+
+
+def test_a_client_that_has_left_before_it_was_seen_leaves_nothing(server: Server) -> None:
+    with server.busy():
+        for number in range(20):
+            with server.connect() as client:
+                if number % 2:
+                    client.sendall(post("/ignore", b"0123456789")[: 10 * number])
+                if number % 3 == 0:  # with a reset
+                    client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+    server.wait_no_connections()
