@@ -145,7 +145,8 @@ def test_parameters_are_the_query(daemon: Daemon) -> None:
 def test_text_of_an_upload(daemon: Daemon) -> None:
     status, headers, body = curl(daemon, "?transcribe=true&language=de&beam_size=1", "--data-binary", "@a.wav")
     assert (status, headers["content-type"]) == (200, "text/event-stream")
-    *deltas, done, end, _ = body.split(b"\n\n")
+    # A slow machine may need longer than the first keep-alive, a comment.
+    *deltas, done, end, _ = [block for block in body.split(b"\n\n") if not block.startswith(b":")]
     assert end == b"data: [DONE]"
     text = "".join(json.loads(delta[6:])["delta"] for delta in deltas)
     assert text
