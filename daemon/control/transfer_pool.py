@@ -247,8 +247,8 @@ class Pool:
             (curl.WRITEFUNCTION, transfer.take_body),
             (curl.CONNECTTIMEOUT_MS, origin.connect_timeout_ms),
             (curl.MAXAGE_CONN, max(1, math.ceil(origin.idle_timeout_ms / 1000))),
-            # An HTTP/2 stream's window is libcurl's: about 1 MB may be under way when a stream is paused (measured),
-            # then nothing. A limit of speed would make it smaller, but is kept to by pauses of a second.
+            # An HTTP/2 stream's window is libcurl's: when a stream is paused up to 10 MiB may be under way, mostly 1 MB
+            # (measured), then nothing. A limit of speed would make it smaller, but is kept to by pauses of a second.
             (curl.BUFFERSIZE, RECEIVE_BYTES),
             (curl.PROTOCOLS, curl.PROTO_HTTPS if origin.scheme == "https" else curl.PROTO_HTTP),
             (curl.FOLLOWLOCATION, 0),
