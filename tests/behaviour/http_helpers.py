@@ -225,12 +225,13 @@ class Front:
 
     @contextlib.contextmanager
     def leaves_nothing(self, seconds_max: float = SETTLE_S, *, kept: int = 0) -> Generator[None]:
-        """After what happens inside no stream and no descriptor is left that was not there before.
+        """After what happens inside no stream and no socket is left that was not there before.
 
-        `kept` connections to upstreams may be: they are for the next requests.
+        `kept` connections to upstreams may be: they are for the next requests. Worker threads, which begin when first
+        needed, have two descriptors each that are no sockets.
         """
         self.daemon.wait_idle()
-        before = self.daemon.descriptor_count() + kept
+        before = self.daemon.socket_count() + kept
         yield
         self.daemon.wait_idle(seconds_max)
         self.wait_for_descriptors(before, seconds_max)
@@ -238,8 +239,8 @@ class Front:
     def wait_for_descriptors(self, count_max: int, seconds_max: float = SETTLE_S) -> None:
         """Wait until no more than so many are open."""
         deadline_s = time.monotonic() + seconds_max
-        while (seen := self.daemon.descriptor_count()) > count_max:
-            assert time.monotonic() < deadline_s, f"{seen} descriptors are open, {count_max} were"
+        while (seen := self.daemon.socket_count()) > count_max:
+            assert time.monotonic() < deadline_s, f"{seen} sockets are open, {count_max} were"
             time.sleep(0.02)
 
 

@@ -102,7 +102,7 @@ def _unchunked(said: bytes) -> bytes:
 def test_both_ways_say_the_same(front: Front, case: str) -> None:
     path, body, headers = CASES[case]
     directly = answer(front, path, body, headers)
-    with front.leaves_nothing():
+    with front.leaves_nothing(kept=3):  # a request may come before the connection to its upstream is free
         assert answer(front, path, body, headers) == directly
         assert directly == answer(front, path + "?", body, headers)
     assert directly.startswith(b"HTTP/1.1 ")
