@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Mapping, Sequence
     from pathlib import Path
 
+    from tests.upstream import Request
+
 TRANSPORTS = ("tcp", "unix", "tls", "h2", "h2c")
 PLAIN = ("tcp", "unix")
 KEY = "sk-test-0123456789abcdef"
@@ -236,3 +238,15 @@ def refusal(status: int, message: str = "planned", body: bytes | None = None, **
         headers=tuple((name.replace("_", "-"), value) for name, value in headers.items()),
         framing=Framing.LENGTH,
     )
+
+
+def stalled_bytes(request: Request) -> int:
+    """How much the upstream could send when it can send no more."""
+    quiet = sent = -1
+    deadline_s = time.monotonic() + 30
+    while quiet < 3:
+        assert time.monotonic() < deadline_s, f"after {sent} bytes still more is taken"
+        time.sleep(0.05)
+        quiet, sent = (quiet + 1, sent) if request.sent_bytes == sent else (0, request.sent_bytes)
+    assert request.ended_s is None
+    return sent

@@ -21,8 +21,9 @@ from tests.behaviour.relay_helpers import (
     held,
     refusal,
     relaying,
+    stalled_bytes,
 )
-from tests.upstream import Fault, Gate, Plan, Request, Upstream, ask_usage, full_backlog, openai_stream
+from tests.upstream import Fault, Gate, Plan, Upstream, ask_usage, full_backlog, openai_stream
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -199,18 +200,6 @@ def test_a_drain_has_an_end(relay: Relay) -> None:
 
 
 # ---- slow clients
-
-
-def stalled_bytes(request: Request) -> int:
-    """How much the upstream could send when it can send no more."""
-    quiet = sent = -1
-    deadline_s = time.monotonic() + 30
-    while quiet < 3:
-        assert time.monotonic() < deadline_s, f"after {sent} bytes still more is taken"
-        time.sleep(0.05)
-        quiet, sent = (quiet + 1, sent) if request.sent_bytes == sent else (0, request.sent_bytes)
-    assert request.ended_s is None
-    return sent
 
 
 @pytest.mark.parametrize("style", ["content", "openai"])

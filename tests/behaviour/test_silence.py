@@ -13,14 +13,22 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.behaviour.daemon_process import DONE, Daemon, read_all
-from tests.behaviour.relay_helpers import TRANSPORTS, Relay, by_all, content_of, ended, error_at_end, relaying
+from tests.behaviour.relay_helpers import (
+    TRANSPORTS,
+    Relay,
+    by_all,
+    content_of,
+    ended,
+    error_at_end,
+    relaying,
+    stalled_bytes,
+)
 from tests.behaviour.test_backends import BACKENDS
 from tests.upstream import Fault, Plan, Upstream, chunk, event, openai_stream
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from tests.upstream import Request
 
 SILENCE_MS = 2000  # also of a machine that is busy with other things
 HELD_S = 1.5 * SILENCE_MS / 1000  # for which a client does not read
@@ -45,16 +53,6 @@ def _relay(kernel: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Re
         yield relay
 
 
-def wait_stalled(request: Request) -> None:
-    """Until the upstream can send no more."""
-    quiet = sent = -1
-    deadline_s = time.monotonic() + 30
-    while quiet < 3:
-        assert time.monotonic() < deadline_s, f"after {sent} bytes still more is taken"
-        time.sleep(0.05)
-        quiet, sent = (quiet + 1, sent) if request.sent_bytes == sent else (0, request.sent_bytes)
-
-
 def test_a_client_that_does_not_read_does_not_make_its_upstream_silent(relay: Relay) -> None:
     tokens = [f"{number} " + "x" * 20_000 for number in range(600)]
     begun = {transport: relay.open(Plan(openai_stream(tokens)), by=transport) for transport in TRANSPORTS}
@@ -62,7 +60,7 @@ def test_a_client_that_does_not_read_does_not_make_its_upstream_silent(relay: Re
         for _, name in begun.values():
             (request,) = relay.upstream.wait_for_requests(1, name)
             relay.upstream.wait_sent(request, 30_000)
-            wait_stalled(request)
+            stalled_bytes(request)
         time.sleep(HELD_S)
         for transport, (client, name) in begun.items():
             with client:

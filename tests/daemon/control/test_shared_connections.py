@@ -12,12 +12,11 @@ from daemon.control.transfer_loop import GATHER_TRANSFERS_MIN, TransferLoop
 from daemon.control.transfer_pool import Pool
 from daemon.plane import messages as m
 from daemon.plane import state as st
-from tests.daemon.control.channels import Channels
 from tests.daemon.control.transfer_plane import Plane, origin, plain_origin
 from tests.upstream import Fault, Gate, Plan, Upstream, openai_stream
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
     from backends.relay import Origin
 
@@ -26,19 +25,6 @@ if TYPE_CHECKING:
 EVENTS = openai_stream([f"token {number} " for number in range(20)])
 BODY = b"".join(EVENTS)
 PACED = Plan(EVENTS, interval_s=0.02)
-
-
-@pytest.fixture(name="upstream")
-def _upstream() -> Iterator[Upstream]:
-    with Upstream() as upstream:
-        yield upstream
-
-
-@pytest.fixture(name="plane")
-def _plane() -> Iterator[Plane]:
-    plane = Plane(Channels())
-    yield plane
-    plane.close()
 
 
 def by_tls(upstream: Upstream) -> Origin:

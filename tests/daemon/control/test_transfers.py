@@ -16,7 +16,6 @@ import pytest
 from backends.relay import Attempt, FailureKind
 from daemon.plane import messages as m
 from daemon.plane import state as st
-from tests.daemon.control.channels import Channels
 from tests.daemon.control.transfer_plane import TIMEOUT_S, Plane, origin, plain_origin
 from tests.ports import unused_port
 from tests.upstream import (
@@ -34,7 +33,7 @@ from tests.upstream import (
 from tests.upstream.certificate import make_certificate, server_context
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Iterator
+    from collections.abc import Callable, Generator
 
     from backends.relay import Failure, Origin
 
@@ -42,19 +41,6 @@ if TYPE_CHECKING:
 
 EVENTS = openai_stream([f"token {number} " for number in range(20)])
 BODY = b"".join(EVENTS)
-
-
-@pytest.fixture(name="upstream")
-def _upstream() -> Iterator[Upstream]:
-    with Upstream() as upstream:
-        yield upstream
-
-
-@pytest.fixture(name="plane")
-def _plane() -> Iterator[Plane]:
-    plane = Plane(Channels())
-    yield plane
-    plane.close()
 
 
 def http1_by_tls(upstream: Upstream, **changes: object) -> Origin:
