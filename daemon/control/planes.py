@@ -22,6 +22,7 @@ from daemon.control.reachability import Reachability
 from daemon.control.relays import Relays, relaying_backends
 from daemon.control.resolver import Resolver
 from daemon.control.scripts import ScriptBook
+from daemon.control.supervision import essential
 from daemon.control.transfers import Transfers
 from daemon.control.workers import WorkerPool
 from daemon.loop import DataPlane
@@ -91,7 +92,7 @@ class Planes:
             self.watch_upstreams()
         self._events = EventReader(event_fds[0], loop, self._handlers(), self.admission.flush, self._ended)
         self._events.start()
-        loop.add_reader(self.data_plane.ended_fd, self._ended)
+        loop.add_reader(self.data_plane.ended_fd, essential("end of the data plane", self._ended))
 
     def _make_relays(self, stream_of: Callable[[int], Stream | None]) -> Relays:
         self.resolver = Resolver(self._loop)

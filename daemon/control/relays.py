@@ -18,6 +18,7 @@ from daemon.control.answers import Ending, answer_of, either
 from daemon.control.commands import pack, pack_with_tail, tail
 from daemon.control.endpoints import Endpoints
 from daemon.control.rare_log import RareLog
+from daemon.control.supervision import essential
 from daemon.plane import messages as m
 from daemon.plane import state as st
 from daemon.plane.relay_table import SERIES_COUNT_MAX
@@ -178,7 +179,9 @@ class Relays:
         relayed.addresses = ()
         if attempt.delay_ms > 0:
             loop = self._parts.loop
-            relayed.timer = loop.call_later(attempt.delay_ms / 1000, self._later, stream, relayed, attempt)
+            relayed.timer = loop.call_later(
+                attempt.delay_ms / 1000, essential("relays", self._later), stream, relayed, attempt
+            )
         else:
             self._start(stream, relayed, attempt)
 
