@@ -9,14 +9,15 @@ from email.utils import formatdate
 from typing import TYPE_CHECKING, Any
 
 import uvicorn
-from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 from uvicorn.server import ServerState
 
 from daemon.control.exits import StartError, status_of_errno
 from daemon.control.http.checks import check_places, load_certificates, parse_address, resolve
 from daemon.control.http.lingering import WRITE_TIMEOUT_S
 from daemon.control.http.taking import Bounds
+from daemon.control.http.websocket import WebSocketProtocol
 from daemon.control.http.whole import WholeTakingProtocol
+from daemon.control.supervision import essential
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -84,7 +85,7 @@ class HttpServer:
         self._config = uvicorn.Config(
             application,
             http="httptools",
-            ws="websockets-sansio",
+            ws=WebSocketProtocol,
             lifespan="off",
             log_config=None,
             access_log=False,
@@ -165,7 +166,7 @@ class HttpServer:
         for server in self._servers:
             server.close()
         for connection in list(self._state.connections):
-            if not isinstance(connection, WebSocketsSansIOProtocol):
+            if not isinstance(connection, WebSocketProtocol):
                 connection.shutdown()
 
     async def close(self) -> None:
@@ -196,4 +197,4 @@ class HttpServer:
     def _tick(self) -> None:
         """The Date header, once a second."""
         self._state.default_headers[:] = [(b"date", formatdate(usegmt=True).encode())]
-        self._clock = asyncio.get_running_loop().call_later(1.0, self._tick)
+        self._clock = asyncio.get_running_loop().call_later(1.0, essential("clock of the HTTP front", self._tick))
