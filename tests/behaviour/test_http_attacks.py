@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import struct
+import sys
 import time
 from typing import TYPE_CHECKING
 
 import pytest
 
 from daemon.control.http.whole import BODY_WAIT_S
-from tests.behaviour.daemon_process import LATE_S_MAX
+from tests.behaviour.daemon_process import LATE_S_MAX, ROOT, Daemon
 from tests.behaviour.http_helpers import (
     COMPLETIONS,
     Front,
@@ -22,10 +25,12 @@ from tests.behaviour.http_helpers import (
     serving,
     tls,
     tokens_of,
+    url_of,
 )
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
 HEAD_TIMEOUT_MS = 2000
 CONTINUATION, TEXT, BINARY, CLOSE, PING = 0, 1, 2, 8, 9
@@ -239,3 +244,31 @@ def test_bytes_that_are_not_utf_8_fail_nothing(front: Front) -> None:
     for data in (b'{"prompt":"\xff"}', b'{"\xff":1}', b'{"unknown":"\xff"}', b"\xff"):
         assert front.daemon.ask(data).problem["status"] == 400
     is_well(front)
+
+
+# ---- what is contained
+
+
+def test_a_connection_whose_code_fails_ends_alone(tmp_path: Path) -> None:
+    sabotage = [sys.executable, str(ROOT / "tests" / "daemon" / "sabotage.py"), "websocket"]
+    daemon = Daemon(tmp_path, "epoll", configuration=http_config({}), wrapper=sabotage).start()
+    try:
+        front = Front(daemon, url_of(daemon))
+        with front.leaves_nothing():
+            os.kill(daemon.pid, signal.SIGUSR2)
+            while "sabotaging" not in daemon.log:
+                time.sleep(0.01)
+            for _ in range(10):
+                with front.connect() as wire:
+                    wire.send(handshake("/audio/ws"))
+                    assert wire.rest() == b""
+            front.is_well()
+        assert daemon.metric(f'{CONTAINED}{{kind="connection"}}') == 10
+        assert daemon.metric("streaming_daemon_http_connections") == 0
+        assert daemon.log.count("contained an exception in the code of one connection") == 1
+        assert "RuntimeError: sabotaged" in daemon.log
+        assert daemon.stop() == 0
+    finally:
+        if daemon.process is not None and daemon.process.poll() is None:
+            daemon.process.kill()
+            daemon.process.wait()

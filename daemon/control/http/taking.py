@@ -346,8 +346,7 @@ class RequestProtocol(HttpToolsProtocol):
             await asyncio.sleep(DRAIN_POLL_S)
         if cycle.disconnected or transport.is_closing():
             raise ClientGone("the client has left")
-        held = self.held
-        fd = self.let_go()
+        held, fd = self.held, self.let_go()
         cycle.disconnected = True  # so that uvicorn does not miss a response
         address = "" if self.client is None else self.client[0]
         return Taken(fd, held if cycle.more_body else b"", cycle.waiting_for_100_continue, address)
@@ -386,11 +385,13 @@ class RequestProtocol(HttpToolsProtocol):
         inner = cast("LingeringTransport", self.transport).inner
         # It answers pings by itself, so a client that reads no answer must not go on asking.
         self.transport = cast("Any", WatchedTransport(inner, self._bounds.write_timeout_s, pairs_reading=True))
-        front = inner.get_protocol()
-        super().handle_websocket_upgrade()
-        self.successor = cast("asyncio.Protocol", inner.get_protocol())
-        # Reading goes on into the buffer of the one that read until now: it passes on what comes.
-        inner.set_protocol(front)
+        self.connections.discard(self)
+        make = cast("Any", self.ws_protocol_class)
+        successor = make(config=self.config, server_state=self.server_state, app_state=self.app_state)
+        self.successor = successor  # which hears of the connection's end also where its handshake fails
+        successor.connection_made(self.transport)
+        fields = b"".join([b"%b: %b\r\n" % field for field in self.headers])
+        successor.data_received(b"GET %b HTTP/1.1\r\n%b\r\n" % (self.url, fields))
 
     def _await_head(self) -> None:
         self._head_deadline = self.loop.call_later(self._bounds.head_timeout_s, self._head_late)
@@ -431,7 +432,6 @@ class TakingProtocol(asyncio.BufferedProtocol):
 
     def get_buffer(self, sizehint: int) -> memoryview:  # noqa: ARG002  (asyncio's)
         """Where the next read goes. It is taken out of there before anybody else reads on this thread."""
-        # An application's `receive` has reading go on, also where something is held.
         return self._buffer[: max(1, self._inner.read_bytes_max - len(self._inner.held))]
 
     def buffer_updated(self, nbytes: int) -> None:
