@@ -10,6 +10,7 @@ VENV := .venv
 OLDEST_VENV := .venv-oldest
 REAL_SERVER := .cache/real-server
 IN_VENV := $(VENV)/bin/python
+WHEEL_PLATFORM := manylinux_2_17_x86_64
 PIP := -m pip --disable-pip-version-check --no-input install --quiet
 RUN_TESTS := $(IN_VENV) -m scripts.run_tests --processes $(TEST_PROCESSES)
 
@@ -30,11 +31,11 @@ run: $(VENV)/.run ## Install, start the daemon, show one stream, stay until Ctrl
 	@exec $(IN_VENV) -m scripts.run_demo
 
 .PHONY: test
-test: packages $(VENV)/.test $(REAL_SERVER)/.installed oldest-environment warm ## Run every test (packages and environments included)
+test: packages $(VENV)/.test $(REAL_SERVER)/.installed oldest-environment plane ## Run every test (packages and environments included)
 	@exec $(RUN_TESTS) --oldest-python "$$(cat .cache/oldest-python)"
 
 .PHONY: test-fast
-test-fast: $(VENV)/.test warm ## Run the tests that share the machine, on the default Python only
+test-fast: $(VENV)/.test plane ## Run the tests that share the machine, on the default Python only
 	@exec $(RUN_TESTS) fast
 
 .PHONY: check
@@ -59,7 +60,7 @@ coverage: $(VENV)/.test ## Branch coverage of the plane, from an interpreted run
 	@$(IN_VENV) -m coverage report
 
 .PHONY: bench
-bench: $(VENV)/.test warm ## Start a daemon and measure it under load
+bench: $(VENV)/.test plane ## Start a daemon and measure it under load
 	@exec $(IN_VENV) -m scripts.bench
 
 .PHONY: check-kernel
@@ -67,7 +68,7 @@ check-kernel: $(VENV)/.run ## Say what this kernel offers, and which of io_uring
 	@exec $(IN_VENV) -m daemon --check-kernel
 
 .PHONY: debug
-debug: $(VENV)/.run warm ## Run the daemon in the foreground, in development mode, with all it has to say
+debug: $(VENV)/.run plane ## Run the daemon in the foreground, in development mode, with all it has to say
 	@mkdir -p run
 	@exec $(IN_VENV) -X dev -m daemon --socket run/streaming-daemon.sock --metrics 127.0.0.1:9090 \
 		--log-level debug --log-format text
@@ -76,9 +77,18 @@ debug: $(VENV)/.run warm ## Run the daemon in the foreground, in development mod
 docs: $(VENV)/.run ## Write again what is generated from the code: docs/settings.md and the example file
 	@exec $(IN_VENV) -m scripts.generate_reference
 
-.PHONY: warm
-warm: $(VENV)/.run
-	@$(IN_VENV) -m daemon --warm-cache
+.PHONY: plane
+plane: $(VENV)/.run ## Build the data plane's machine code, where it is missing or stale
+	@echo "==> Building the data plane"
+	@$(IN_VENV) -m compiler plane
+
+.PHONY: wheel
+wheel: $(VENV)/.run ## Build a wheel in dist/, with machine code for every x86-64 processor
+	@$(IN_VENV) -m compiler plane mel --levels all
+	@if $(IN_VENV) -c 'import numba_cuda' 2>/dev/null; then $(IN_VENV) -m compiler ptx; \
+	else echo "  CUDA kernels are left out: numba-cuda is not installed (pip install '.[build,gpu-build]')"; fi
+	@rm -rf build/lib build/bdist.* && $(IN_VENV) -m pip --disable-pip-version-check wheel --quiet --no-deps \
+		--wheel-dir dist --config-settings=--build-option=--plat-name=$(WHEEL_PLATFORM) . && ls dist/*.whl
 
 .PHONY: packages
 packages:
@@ -87,7 +97,7 @@ packages:
 .PHONY: clean
 clean: ## Remove what was built, cached and installed here
 	rm -rf $(VENV) $(OLDEST_VENV) .cache .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
-	rm -rf build dist *.egg-info run
+	rm -rf build dist *.egg-info run daemon/built backends/mel/built
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # ---- environments: each stamp says which extras are in, and is older than pyproject.toml when they must be looked at again
@@ -98,15 +108,15 @@ $(IN_VENV):
 
 $(VENV)/.run: pyproject.toml | $(IN_VENV)
 	@echo "==> Installing streaming-daemon into $(VENV)"
-	@$(IN_VENV) $(PIP) --editable . && touch $@
+	@$(IN_VENV) $(PIP) --editable '.[build]' && touch $@
 
 $(VENV)/.test: pyproject.toml | $(VENV)/.run
 	@echo "==> Installing what the tests need"
-	@$(IN_VENV) $(PIP) --editable '.[test,mel,plot,transcribe,mel-check]' && touch $@
+	@$(IN_VENV) $(PIP) --editable '.[build,test,mel,plot,transcribe,mel-check]' && touch $@
 
 $(VENV)/.check: pyproject.toml | $(VENV)/.run
 	@echo "==> Installing what the checks need"
-	@$(IN_VENV) $(PIP) --editable '.[test,mel,plot,transcribe,mel-check,check]' && touch $@
+	@$(IN_VENV) $(PIP) --editable '.[build,test,mel,plot,transcribe,mel-check,check]' && touch $@
 
 # A real OpenAI-compatible server, in an environment of its own: the daemon's must hold nothing of it.
 .PHONY: real-server
@@ -128,4 +138,4 @@ oldest-environment: | $(IN_VENV)
 
 $(OLDEST_VENV)/.test: pyproject.toml
 	@echo "==> Installing into $(OLDEST_VENV) ($$($(OLDEST_VENV)/bin/python --version))"
-	@$(OLDEST_VENV)/bin/python $(PIP) --editable '.[test,mel,plot,transcribe,mel-check]' && touch $@
+	@$(OLDEST_VENV)/bin/python $(PIP) --editable '.[build,test,mel,plot,transcribe,mel-check]' && touch $@

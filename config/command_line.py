@@ -96,7 +96,7 @@ def parser() -> argparse.ArgumentParser:
     for option, action, text in (
         ("--check-config", "check_config", "say what is in force and where each value came from, then exit"),
         ("--check-kernel", "check_kernel", "say what the kernel offers and what will be used, then exit"),
-        ("--warm-cache", "warm_cache", "compile everything into the cache, then exit"),
+        ("--warm-cache", "warm_cache", "does nothing any more: machine code is built before the daemon runs"),
     ):
         actions.add_argument(option, dest="action", action="store_const", const=action, help=text)
     made.add_argument("--version", action="version", version=f"{PROGRAM} {VERSION}")

@@ -7,7 +7,6 @@ before anything large is loaded.
 
 from __future__ import annotations
 
-import os
 import sys
 from typing import TYPE_CHECKING
 
@@ -44,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if loaded.action == "check_kernel":
         return _check_kernel(loaded)
     if loaded.action == "warm_cache":
-        return _warm_cache(loaded)
+        return _warm_cache()
     from daemon.service import serve
 
     return serve(loaded, given)
@@ -77,7 +76,7 @@ def _check_config(loaded: Loaded) -> int:
 def _check_kernel(loaded: Loaded) -> int:
     from daemon.control.exits import EXIT_OS_ERROR
     from daemon.control.kernel_report import render
-    from daemon.loop import probe
+    from daemon.data_plane import probe
     from daemon.ring.memory import KernelError
 
     try:
@@ -87,26 +86,8 @@ def _check_kernel(loaded: Loaded) -> int:
     return 0
 
 
-def _warm_cache(loaded: Loaded) -> int:
-    from backends.registry import RegistryError, check
-    from daemon.control.exits import EXIT_CONFIGURATION
-    from daemon.control.warming import warm, warm_mel
-
-    if loaded.settings.uses_mel:
-        try:
-            check(loaded.settings)  # says what is not installed, which would otherwise be an exception from within
-        except RegistryError as error:
-            return _refuse(str(error), EXIT_CONFIGURATION)
-    print(f"Compiling into {os.environ['NUMBA_CACHE_DIR']} (what is there already is only loaded)", flush=True)
-
-    def progress(step: str, seconds: float) -> None:
-        print(f"  {step}: {seconds:.1f} s", flush=True)
-
-    warm(progress)
-    if loaded.settings.uses_mel:
-        warm_mel(progress)
-    else:
-        print("  mel frames: left out, because mel is not enabled (backend.mel.enabled)", flush=True)
+def _warm_cache() -> int:
+    print("Nothing is to be done: machine code is built before the daemon runs (make plane, or the wheel brings it).")
     return 0
 
 

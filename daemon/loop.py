@@ -1,46 +1,27 @@
-"""The compiled loop on its own thread, and what the control plane holds of it.
+"""The compiled loop: read the clock, take a turn, enter the kernel.
 
-`run` is the whole of it: read the clock, take a turn, enter the kernel. It is entered once, releases the GIL, and
-returns at shutdown, or with the errno of a kernel interface that failed. The thread blocks all signals.
+`run` is the whole of it, and the entry point of the built library. The data plane's thread enters it once
+(`daemon.data_plane`); it returns at shutdown, or with the errno of a kernel interface that failed.
 """
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
-import os
-import signal
-import threading
-import time
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
-
-import numpy as np
-
-from config.compilation import compiled, is_cached
-from config.settings import Settings
-from daemon import thread
-from daemon.compile_order import compile_in_order
-from daemon.epoll import memory as epoll_memory
+from config.compilation import compiled
 from daemon.epoll.enter import epoll_enter
-from daemon.plane.kernel_record import KERNEL, KERNEL_EPOLL, KERNEL_IO_URING, TIMESPEC
+from daemon.plane.kernel_record import KERNEL_IO_URING, kernel_at
 from daemon.plane.system import monotonic_ns
-from daemon.plane.table import Plane, allocate
+from daemon.plane.table import globals_at
 from daemon.plane.turn import STOPPED, turn
-from daemon.ring.enter import ARGUMENT, ring_enter
-from daemon.ring.memory import Buffers, KernelError, Ring, close_ring, kernel_version, open_ring
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-COMMAND_PIPE_BYTES = 1 << 20
-EVENT_PIPE_BYTES = 1 << 18
-F_SETPIPE_SZ = 1031
+from daemon.ring.enter import ring_enter
 
 
 @compiled
-def run(plane: Any, kernel: Any) -> int:
-    """The data plane, until it is asked to stop (0) or its kernel interface fails (negative errno)."""
+def run(plane_address: int, kernel_address: int) -> int:
+    """The data plane, until it is asked to stop (0) or its kernel interface fails (negative errno).
+
+    The addresses are those of a `table.GLOBALS` and of a `kernel_record.KERNEL`.
+    """
+    plane, kernel = globals_at(plane_address), kernel_at(kernel_address)
     while True:
         plane.now_ns = monotonic_ns(kernel.scratch)
         if turn(plane) == STOPPED:
@@ -48,162 +29,3 @@ def run(plane: Any, kernel: Any) -> int:
         code = ring_enter(plane, kernel) if kernel.kind == KERNEL_IO_URING else epoll_enter(plane, kernel)
         if code < 0:
             return code
-
-
-@dataclass
-class KernelReport:
-    """What this machine's kernel offers, which of the two interfaces will be used, and why."""
-
-    version: tuple[int, int]
-    chosen: str
-    reason: str
-    io_uring_available: bool
-    features: dict[str, bool] = field(default_factory=dict[str, bool])
-
-
-def _open_kernel(settings: Settings, buffers: Buffers | None = None) -> tuple[Ring | None, KernelReport]:
-    """The ring, or None for epoll, by the settings and what the kernel allows; on the thread that will use it."""
-    wanted = settings.server.kernel
-    version = kernel_version()
-    if wanted == "epoll":
-        return None, KernelReport(version, "epoll", "asked for by the configuration", io_uring_available=False)
-    performance = settings.performance
-    try:
-        ring = open_ring(
-            performance.submission_entries,
-            sqpoll=performance.sqpoll,
-            no_sqarray=performance.no_sqarray,
-            buffers=buffers,
-        )
-    except KernelError as error:
-        if wanted == "io_uring":
-            raise
-        return None, KernelReport(version, "epoll", f"io_uring cannot be used: {error}", io_uring_available=False)
-    reason = "asked for by the configuration" if wanted == "io_uring" else "available"
-    return ring, KernelReport(version, "io_uring", reason, io_uring_available=True, features=dict(ring.features))
-
-
-def probe(settings: Settings) -> KernelReport:
-    """Try the kernel as the data plane would, and let go of it. KernelError where a required io_uring is missing."""
-    ring, report = _open_kernel(settings)
-    if ring is not None:
-        close_ring(ring)
-    return report
-
-
-class DataPlane:
-    """The data plane's thread and its channels. Made, started and joined by the control plane's thread."""
-
-    def __init__(self, settings: Settings, plane: Plane, listener_fd: int, channel_count: int) -> None:
-        self.plane = plane
-        self.kernel = ""
-        self.kernel_reason = ""
-        self.features: dict[str, bool] = {}
-        self.error: str | None = None
-        self.thread_id = 0
-        self.ended_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-        self._settings = settings
-        self._failure: KernelError | None = None
-        self._ready = threading.Event()
-        self._kept: list[Any] = []
-        self._kernel_record = np.zeros(1, KERNEL)[0]
-        self._thread = threading.Thread(target=self._main, name="data-plane", daemon=True)
-        shared = plane.globals[0]
-        shared.listener_fd = listener_fd
-        shared.command_fd, self.command_fd = _pipe(COMMAND_PIPE_BYTES)
-        os.set_blocking(self.command_fd, False)
-        self.event_fds: list[int] = []
-        for channel in range(channel_count):
-            read_end, plane.channels[channel].fd = _pipe(EVENT_PIPE_BYTES)
-            os.set_blocking(read_end, False)
-            self.event_fds.append(read_end)
-        shared.channel_count = channel_count
-
-    def start(self) -> None:
-        """Start the thread; returns after the plane's first turn. Raises KernelError when no kernel can be set up."""
-        self._thread.start()
-        self._ready.wait()
-        if self._failure is not None:
-            raise self._failure
-        turns = self.plane.counters
-        while turns[0] == 0 and self._thread.is_alive():
-            self._thread.join(0.001)
-
-    def join(self, timeout_s: float | None = None) -> bool:
-        """Wait for the thread's end; False when it is still running."""
-        self._thread.join(timeout_s)
-        return not self._thread.is_alive()
-
-    def _main(self) -> None:
-        signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
-        self.thread_id = threading.get_native_id()
-        thread.set_name("data-plane")
-        ring: Ring | None = None
-        try:
-            buffers = Buffers(self.plane.provided.ctypes.data, len(self.plane.provided))
-            ring, report = _open_kernel(self._settings, buffers)
-            self.kernel, self.kernel_reason, self.features = report.chosen, report.reason, report.features
-            self.features["short_slices"] = thread.ask_for_short_slices()
-            self._attach(ring)
-            self._ready.set()
-            code = int(run(self.plane.globals[0], self._kernel_record))
-            if code < 0:
-                self.error = f"{self.kernel}: {os.strerror(-code)}"
-        except KernelError as error:
-            self._failure = error
-        except AssertionError as error:
-            self.error = f"an assertion of the data plane failed: {str(error) or 'no message'}"
-        finally:
-            if ring is not None:
-                close_ring(ring)
-            os.eventfd_write(self.ended_fd, 1)
-            self._ready.set()
-
-    def _attach(self, ring: Ring | None) -> None:
-        """Point the kernel's record, and the plane's queues, at the memory they share."""
-        record = self._kernel_record
-        shared = self.plane.globals[0]
-        scratch, argument, timespec = np.zeros(2, np.int64), np.zeros(1, ARGUMENT), np.zeros(1, TIMESPEC)
-        self._kept += [scratch, argument, timespec]
-        record.scratch, record.argument, record.timespec = (a.ctypes.data for a in (scratch, argument, timespec))
-        blocking = ring is not None
-        os.set_blocking(int(shared.command_fd), blocking)
-        for channel in range(int(shared.channel_count)):
-            os.set_blocking(int(self.plane.channels[channel].fd), blocking)
-        if ring is None:
-            record.kind = KERNEL_EPOLL
-            self._kept.append(epoll_memory.attach(record, self.plane))
-            return
-        submission, completion = ring.structure.sq, ring.structure.cq
-        record.kind = KERNEL_IO_URING
-        record.fd = ring.fd
-        record.sqpoll = ring.features.get("sqpoll", False)
-        record.sq_head, record.sq_tail, record.sq_flags = submission.head, submission.tail, submission.flags
-        record.cq_head, record.cq_tail = completion.head, completion.tail
-        shared.submissions, shared.completions = submission.sqes, completion.cqes
-        shared.submission_mask, shared.completion_mask = submission.ring_entries - 1, completion.ring_entries - 1
-        shared.zero_copy = ring.features.get("send_zero_copy", False) and shared.zero_copy_bytes_min > 0
-
-
-def _pipe(size_bytes: int) -> tuple[int, int]:
-    """A pipe of this capacity, or of whatever the system allows."""
-    read_end, write_end = os.pipe2(os.O_CLOEXEC)
-    # Beyond the user's pipe limit the default of 64 KiB serves as well, with more waiting in the sender.
-    with contextlib.suppress(PermissionError):
-        fcntl.fcntl(write_end, F_SETPIPE_SZ, size_bytes)
-    return read_end, write_end
-
-
-def warm_cache(progress: Callable[[str, float], None]) -> None:
-    """Compile everything and keep it on disk. `progress` gets a step's name and its seconds."""
-    began = time.monotonic()
-    plane = allocate(Settings())
-    shared = plane.globals[0]
-    shared.stop = 2
-    kernel = np.zeros(1, KERNEL)[0]
-    kernel.scratch = plane.constants.ctypes.data + 200
-    # Each function's code is part of its callers' as well: loaded one by one they would take 60 MB more.
-    if not is_cached(run, shared, kernel):
-        compile_in_order()
-    run(shared, kernel)
-    progress("data plane", time.monotonic() - began)

@@ -41,7 +41,7 @@ from daemon.control.relay_pages import relay_collectors, upstream_statuses
 from daemon.control.reload import read_again
 from daemon.control.scripts import ScriptError
 from daemon.control.supervision import Containment, essential_failure, essential_task
-from daemon.control.warming import load_or_compile
+from daemon.control.warming import load_libraries, needed
 from daemon.ring.memory import KernelError
 
 if TYPE_CHECKING:
@@ -113,7 +113,7 @@ class Service:
         signals.install(self._loop, self._stop_requested.set)
         self._fit_streams_to_descriptors()
         registry = self._registry = Registry(self._settings)
-        await load_or_compile(self._stop_requested)
+        await load_libraries(needed(self._settings), self._stop_requested)
         self._planes = Planes(self._loop, self._settings, registry)
         self._listener = open_listener(ListenerOptions.of(self._settings.server), os.environ)
         self._heartbeat = Heartbeat(self._notifier, self._planes.ping)

@@ -1,4 +1,4 @@
-"""What `make run` does once the program is installed: warm the cache, start the daemon, show a stream, stay.
+"""What `make run` does once the program is installed: build the data plane, start the daemon, show a stream, stay.
 
 The daemon runs in a session of its own, so that Ctrl-C reaches only this program, which passes it on once: the daemon
 takes a second signal as the wish to end at once, without draining.
@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from config.library import PLANE, build_command
 from scripts.handoff import SOCKET_DEFAULT, hand_over, show_stream
 
 if TYPE_CHECKING:
@@ -83,15 +84,15 @@ class Demo:
         self._command = command
         self._process: subprocess.Popen[bytes] | None = None
 
-    def warm_cache(self) -> None:
-        """Compile what is not compiled yet, with the daemon's own progress on the terminal.
+    def build(self) -> None:
+        """Build the data plane's machine code where it is missing or stale, with progress on the terminal.
 
         Raises:
-            DemoError: it failed; the daemon has said why.
+            DemoError: it failed; the compiler has said why.
         """
-        status = subprocess.run([*self._command, "--warm-cache"], cwd=ROOT, check=False).returncode
+        status = subprocess.run(build_command(PLANE), cwd=ROOT, check=False).returncode
         if status != 0:
-            raise DemoError(f"warming the compile cache failed (status {status})")
+            raise DemoError(f"the data plane could not be built (status {status})")
 
     def start(self) -> None:
         """Start the daemon, its log in a file, and pass this program's signals on to it.
@@ -223,10 +224,10 @@ def _say_what_next(demo: Demo) -> None:
 
 
 def run(demo: Demo) -> int:
-    """The demo from the cold cache to the daemon's end; returns the daemon's exit status."""
+    """The demo from the build to the daemon's end; returns the daemon's exit status."""
     try:
-        _say("Compiling the data plane (only what is not in the cache yet)")
-        demo.warm_cache()
+        _say("Building the data plane (half a minute, the first time only)")
+        demo.build()
         _say(f"Starting the daemon on {_shown(demo.socket_path)}")
         demo.start()
         _show_first_stream(demo)

@@ -7,9 +7,13 @@ from typing import TYPE_CHECKING
 import pytest
 from hypothesis import HealthCheck, settings
 
+from tests import native_plane
+
 if TYPE_CHECKING:
     from collections.abc import Generator
 
+
+native_plane.install()
 
 # How long an example takes says how busy the machine is, not whether what it tests is right.
 settings.register_profile("streaming-daemon", deadline=None, suppress_health_check=[HealthCheck.too_slow])

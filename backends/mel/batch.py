@@ -1,7 +1,7 @@
 """Frames in compiled code: 8 at a time (4 without AVX-512), one in each lane of a vector.
 
-`backends.mel.cpu` calls `compute`, on any thread and without the GIL. A batch of frames goes through these steps, each
-a function below, all of them in 60 KB of scratch memory:
+`backends.mel.cpu` calls `compute_float32` or `compute_int16`, on any thread and without the GIL. A batch of frames goes
+through these steps, each a function below, all of them in 60 KB of scratch memory:
 
 1. `_load_hops` turns the samples so that a vector holds the same sample of each frame. A hop's 160 samples are turned
    once, not each frame's 400: sample n of frame i is sample n % 160 of hop i + n // 160, one or two lanes further.
@@ -31,8 +31,8 @@ from backends.mel.spec import (
     SPECTRUM_BINS,
     mel_filters,
 )
-from backends.mel.vectors import LANES, transposed, weighted_sum, written
-from config.compilation import compiled
+from backends.mel.vectors import LANES, array_accessor, transposed, weighted_sum, written
+from config.compilation import compiled, types
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -54,6 +54,7 @@ SCRATCH_NUMBERS = _MELS_AT + max(MEL_BINS) * LANES
 # Where the factors of the passes are, in pairs: [25, 7], [5, 4], [201].
 _FACTORS_SECOND = 25 * 7
 _FACTORS_SPLIT = _FACTORS_SECOND + 5 * 4
+FACTOR_NUMBERS = 2 * (_FACTORS_SPLIT + SPECTRUM_BINS)
 
 
 def _load_number(scratch: Memory, index: Index | int) -> tuple[Vector, Vector]:
@@ -214,6 +215,48 @@ def compute(samples: Any, frames: Any, bin_count: int, window: Any, tables: Any,
         _load_batch(samples, first * HOP_SAMPLES, scratch)
         _compute_batch(scratch, tables, window, frames, first * bin_count, bin_count)
         done = first + LANES
+
+
+_float32s = array_accessor(types.float32)
+_float64s = array_accessor(types.float64)
+_int16s = array_accessor(types.int16)
+_int64s = array_accessor(types.int64)
+
+
+@compiled
+def _tables_at(places: int, factors: int, weights: int, weight_count: int, filters: int, bin_count: int) -> Any:
+    return (
+        _int64s(places, FFT_SAMPLES),
+        _float64s(factors, FACTOR_NUMBERS),
+        _float64s(weights, weight_count),
+        _int64s(filters, 3 * bin_count),
+    )
+
+
+@compiled
+def compute_float32(
+    samples: int, sample_count: int, frames: int, frame_numbers: int, bin_count: int, window: int,
+    places: int, factors: int, weights: int, weight_count: int, filters: int,
+    scratch: int, few_samples: int, few_frames: int,
+) -> None:  # fmt: skip
+    """`compute` of arrays by their addresses, with float32 samples. Tables are in `make_tables`' order."""
+    tables = _tables_at(places, factors, weights, weight_count, filters, bin_count)
+    few = _float32s(few_samples, BATCH_SAMPLES), _float32s(few_frames, LANES * bin_count)
+    numbers, given = _float64s(scratch, SCRATCH_NUMBERS), _float32s(samples, sample_count)
+    compute(given, _float32s(frames, frame_numbers), bin_count, _float64s(window, FFT_SAMPLES), tables, numbers, few)
+
+
+@compiled
+def compute_int16(
+    samples: int, sample_count: int, frames: int, frame_numbers: int, bin_count: int, window: int,
+    places: int, factors: int, weights: int, weight_count: int, filters: int,
+    scratch: int, few_samples: int, few_frames: int,
+) -> None:  # fmt: skip
+    """The same with int16 samples."""
+    tables = _tables_at(places, factors, weights, weight_count, filters, bin_count)
+    few = _int16s(few_samples, BATCH_SAMPLES), _float32s(few_frames, LANES * bin_count)
+    numbers, given = _float64s(scratch, SCRATCH_NUMBERS), _int16s(samples, sample_count)
+    compute(given, _float32s(frames, frame_numbers), bin_count, _float64s(window, FFT_SAMPLES), tables, numbers, few)
 
 
 def _make_factors() -> npt.NDArray[np.float64]:

@@ -2,7 +2,7 @@
 
 Numba has no type for a vector, and whether LLVM makes vectors of a loop over frames hangs on what it can prove of the
 arrays. So nothing is left to be found out: `backends.mel.transform` is run with a `Vector` for each number while the
-caller is compiled by config.compilation, and each operation writes the one LLVM instruction that does it in all lanes.
+caller is compiled, and each operation writes the one LLVM instruction that does it in all lanes.
 LLVM allots the registers, several for a vector where they are narrower. `backends.mel.batch` uses this.
 """
 
@@ -12,13 +12,14 @@ import inspect
 from typing import TYPE_CHECKING, Any
 
 from config.compilation import intrinsic, ir, types, vector_bits
+from config.library import MEL, level_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 # One register of 512 bits or of 256: 8 lanes in pairs of the latter are 10 % slower, since too few registers are left.
 # Of narrower ones (NEON's) two. LANES must divide the 160 samples of a hop and the 80 bins of a frame.
-LANES = 8 if vector_bits() == 512 else 4
+LANES = 8 if vector_bits(512 if level_of(MEL) == "v4" else 256) == 512 else 4
 
 _INT16 = ir.IntType(16)
 _INT32 = ir.IntType(32)
@@ -177,6 +178,29 @@ def written(write: Callable[..., None]) -> Callable[..., None]:
     define.__name__ = write.__name__
     define.__doc__ = write.__doc__
     return intrinsic(define)
+
+
+def array_accessor(element: Any) -> Callable[[int, int], Any]:
+    """For compiled code: a function from an address and a count to the array of such elements that lies there."""
+
+    @intrinsic
+    def array_at(_context: Any, address: Any, count: Any) -> Any:
+        kind = types.Array(element, 1, "C")
+
+        def generate(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+            array = context.make_array(kind)(context, builder)
+            one = ir.Constant(ir.ArrayType(_INT64, 1), ir.Undefined)
+            size = ir.Constant(_INT64, element.bitwidth // 8)
+            array.meminfo, array.parent = (ir.Constant(part.type, None) for part in (array.meminfo, array.parent))
+            array.nitems, array.itemsize = arguments[1], size
+            array.data = builder.inttoptr(arguments[0], array.data.type)
+            array.shape = builder.insert_value(one, arguments[1], 0)
+            array.strides = builder.insert_value(one, size, 0)
+            return array._getvalue()
+
+        return kind(types.int64, types.int64), generate
+
+    return array_at
 
 
 def transposed(vectors: list[Vector]) -> list[Vector]:

@@ -22,8 +22,7 @@ from daemon.control.descriptor import (
     CLEAR_NONBLOCKING,
     NOT_A_STREAM_SOCKET,
     WANT_CREDENTIALS,
-    Scratch,
-    inspect,
+    Inspector,
 )
 from daemon.control.endings import ending, expired, refusal_of
 from daemon.control.gate import RETRY_AFTER_S, Gate
@@ -94,7 +93,7 @@ class Admission:
         self._pool = pool
         self._observer = observer
         self._rare = RareLog(logger)
-        self._scratch = Scratch()
+        self._inspector = Inspector()
         self._clear_nonblocking = CLEAR_NONBLOCKING if kernel == "io_uring" else 0
         self._gate = Gate(self._rare)
         self._streams: dict[int, Stream] = {}
@@ -197,7 +196,7 @@ class Admission:
         cookie = self._next_cookie
         self._next_cookie += 1
         self._adoptions[cookie] = adoption
-        found = inspect(client_fd, -1, self._clear_nonblocking, self._scratch.address)
+        found = self._inspector.inspect(client_fd, -1, self._clear_nonblocking)
         assert found != NOT_A_STREAM_SOCKET, "the front gives stream sockets"
         # What the plane makes by itself it also opens by itself, and nobody is waited for before the first token.
         opening = b"" if adoption.entry.opened is None else self._opening(0, 0, adoption)
@@ -298,7 +297,7 @@ class Admission:
                 self._stop_with(stream, *self._last_word)
             return
         wanted = self._wanted
-        found = inspect(client_fd, peer_fd, wanted, self._scratch.address)
+        found = self._inspector.inspect(client_fd, peer_fd, wanted)
         if found == NOT_A_STREAM_SOCKET:
             self._rare.warn("handoff of something that is no stream socket", "descriptor_refused")
             self._writer.add(self._opener.dropped(slot, generation, st.DESCRIPTOR_REFUSED))
@@ -308,7 +307,7 @@ class Admission:
         stream = Stream(slot, generation, accepted_ns)
         try:
             if wanted & WANT_CREDENTIALS:
-                self._gate.check_peer(found, self._scratch)
+                self._gate.check_peer(found, self._inspector)
             self._gate.check_room(self.active_count)
             self._gate.check_size(flags)
             data = _string_at(address, length)

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from config.compilation import compiled, foreign, overload, types
+from config.library import PLANE, native
 from daemon.plane.records import record, record_accessor
 
 # What `inspect` finds.
@@ -86,7 +87,7 @@ def _file_control_compiled(fd: Any, operation: Any, value: Any) -> Any:
 
 @compiled
 def inspect(client_fd: int, peer_fd: int, wanted: int, address: int) -> int:
-    """Check and prepare a descriptor; `address` is that of a `Scratch`. STREAM_SOCKET or what is wrong."""
+    """Check and prepare a descriptor; `address` is that of an `Inspector`'s words. STREAM_SOCKET or what is wrong."""
     scratch = _scratch_at(address)
     # Only TCP takes TCP_NODELAY: where it does, this is a stream socket, too. Anything else is asked what it is.
     if _set_option(client_fd, _IPPROTO_TCP, _TCP_NODELAY, address + _ONE_OFFSET, _ONE_BYTES) != 0:
@@ -110,17 +111,21 @@ def inspect(client_fd: int, peer_fd: int, wanted: int, address: int) -> int:
     return STREAM_SOCKET
 
 
-class Scratch:
-    """The words that `inspect` reads and writes."""
+class Inspector:
+    """`inspect` in compiled form, and the words that it reads and writes."""
 
-    __slots__ = ("_words", "address")
+    __slots__ = ("_address", "_inspect", "_words")
 
     def __init__(self) -> None:
-        """Also compiles `inspect`, or loads it, so that no handoff waits for that."""
+        """Raises LibraryError where the plane's library cannot be used."""
         self._words: Any = np.zeros(1, _SCRATCH)
         self._words[0].one = 1
-        self.address = int(self._words.ctypes.data)
-        inspect(-1, -1, 0, self.address)
+        self._address = int(self._words.ctypes.data)
+        self._inspect = native(PLANE, inspect, holds_gil=True)
+
+    def inspect(self, client_fd: int, peer_fd: int, wanted: int) -> int:
+        """Check and prepare a client's descriptor: STREAM_SOCKET, or what is wrong with it."""
+        return int(self._inspect(client_fd, peer_fd, wanted, self._address))
 
     @property
     def uid(self) -> int:

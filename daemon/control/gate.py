@@ -13,7 +13,7 @@ from daemon.plane import messages as m
 
 if TYPE_CHECKING:
     from config.settings import Settings
-    from daemon.control.descriptor import Scratch
+    from daemon.control.descriptor import Inspector
     from daemon.control.limits import Policy
     from daemon.control.rare_log import RareLog
 
@@ -51,10 +51,12 @@ class Gate:
             limit = self._policy.handoff_bytes_max
             raise Refusal(413, "handoff_too_large", f"the handoff's data is larger than {limit} bytes")
 
-    def check_peer(self, found: int, scratch: Scratch) -> None:
-        """The process that handed over may do so; `found` is what `inspect` returned."""
+    def check_peer(self, found: int, inspector: Inspector) -> None:
+        """The process that handed over may do so; `found` is what `inspector.inspect` returned."""
         policy = self._policy
-        allowed = found != PEER_UNKNOWN and (scratch.uid in policy.allowed_uids or scratch.gid in policy.allowed_gids)
+        allowed = found != PEER_UNKNOWN and (
+            inspector.uid in policy.allowed_uids or inspector.gid in policy.allowed_gids
+        )
         if not allowed:
             raise Refusal(403, "peer_refused", "the process that handed this connection over may not do so")
 

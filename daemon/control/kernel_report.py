@@ -5,8 +5,10 @@ from __future__ import annotations
 import platform
 from typing import TYPE_CHECKING
 
+from config.library import PLANE, path_of
+
 if TYPE_CHECKING:
-    from daemon.loop import KernelReport
+    from daemon.data_plane import KernelReport
 
 
 def render(report: KernelReport) -> str:
@@ -16,5 +18,6 @@ def render(report: KernelReport) -> str:
         f"io_uring      {'available' if report.io_uring_available else 'not used'}",
     ]
     lines += [f"  {name:<18}{'yes' if offered else 'no'}" for name, offered in sorted(report.features.items())]
+    lines.append(f"machine code  {path_of(PLANE)}")
     lines.append(f"will be used  {report.chosen}: {report.reason}")
     return "\n".join(lines)

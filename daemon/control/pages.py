@@ -7,6 +7,7 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING, NamedTuple
 
 from config import VERSION
+from config.library import PLANE, level_of
 from daemon.control.monitoring import Answer, json_answer
 
 if TYPE_CHECKING:
@@ -129,6 +130,7 @@ def metrics_page(
     information = {
         "version": VERSION,
         "kernel": planes.data_plane.kernel,
+        "level": level_of(PLANE),
         "sqpoll": str(int(planes.data_plane.features.get("sqpoll", False))),
         "thread_pool": str(int(thread_pool)),
     }

@@ -25,7 +25,7 @@ from daemon.control.scripts import ScriptBook
 from daemon.control.supervision import essential
 from daemon.control.transfers import Transfers
 from daemon.control.workers import WorkerPool
-from daemon.loop import DataPlane
+from daemon.data_plane import DataPlane
 from daemon.plane import counters
 from daemon.plane import messages as m
 from daemon.plane.table import allocate

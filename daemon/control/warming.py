@@ -1,71 +1,73 @@
-"""Compiles all machine code, or loads it from the cache, before anybody can connect: a handoff must not wait for it."""
+"""Loads the machine code before anybody can connect; in a source checkout, has what is missing or stale built first."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import logging
-import os
-import sys
-import time
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from daemon.control.descriptor import Scratch
-from daemon.control.exits import EXIT_CLEAN, StartError
-from daemon.control.residence import let_go_of_compiler
-from daemon.loop import warm_cache
+from config.compilation import INTERPRETED
+from config.library import (
+    BUILDING,
+    MEL,
+    PLANE,
+    ROOT,
+    LibraryError,
+    Source,
+    build_command,
+    build_error,
+    fault,
+    is_checkout,
+    load,
+)
+from daemon.control.exits import EXIT_CLEAN, EXIT_OS_ERROR, StartError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Sequence
 
-COMPILER = (sys.executable, "-m", "daemon", "--warm-cache")
+    from config.settings import Settings
 
 logger = logging.getLogger(__name__)
 
 
-def warm(progress: Callable[[str, float], None]) -> None:
-    """`progress` gets each step's name and its seconds when it is done."""
-    warm_cache(progress)
-    began_s = time.monotonic()
-    Scratch()
-    progress("descriptor inspection", time.monotonic() - began_s)
+def needed(settings: Settings) -> list[Source]:
+    """The libraries that a daemon with these settings loads."""
+    return [PLANE, MEL] if settings.uses_mel else [PLANE]
 
 
-def warm_mel(progress: Callable[[str, float], None]) -> None:
-    """The same for the backend `mel` on a CPU, which needs the extra of this name."""
-    from backends.mel.cpu import warm as warm_engine  # noqa: PLC0415  (imported where it is used alone)
-
-    began_s = time.monotonic()
-    warm_engine()
-    progress("mel frames", time.monotonic() - began_s)
-
-
-async def load_or_compile(stop_requested: asyncio.Event) -> None:
-    """Have all machine code in this process; where the cache is cold, another process fills it first.
-
-    A compiler leaves a quarter of a gigabyte behind, which a daemon that runs for months should not carry.
+async def load_libraries(sources: Sequence[Source], stop_requested: asyncio.Event) -> None:
+    """Have the machine code in this process.
 
     Raises:
-        StartError: a signal asked for the end meanwhile.
+        StartError: it cannot be had, or a signal asked for the end meanwhile.
     """
-    directory = Path(os.environ["NUMBA_CACHE_DIR"])
-    if _is_cold(directory):
-        logger.info("the compile cache %s is cold: compiling, which takes half a minute, once", directory)
-        compiler = await asyncio.create_subprocess_exec(*COMPILER, stdout=asyncio.subprocess.DEVNULL)
-        waits = [asyncio.ensure_future(compiler.wait()), asyncio.ensure_future(stop_requested.wait())]
-        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
-        for wait in waits:
-            wait.cancel()
-        if stop_requested.is_set():
-            with contextlib.suppress(ProcessLookupError):
-                compiler.terminate()
-            raise StartError("stopped while the data plane was compiled", EXIT_CLEAN)
-    # If the other process failed, the attempt here says why.
-    warm(lambda step, seconds: logger.debug("%s: loaded or compiled in %.2f s", step, seconds))
-    logger.debug("let go of %.0f MB of the compiler", let_go_of_compiler() / 1e6)
+    if INTERPRETED:
+        logger.warning("the data plane is interpreted (NUMBA_DISABLE_JIT): this is for tests, and very slow")
+        return
+    try:
+        for source in sources:
+            if is_checkout() and (reason := fault(source)) is not None:
+                logger.info("%s: %s", reason, BUILDING)
+                await _build(source, stop_requested)
+            load(source)
+    except LibraryError as error:
+        raise StartError(str(error), EXIT_OS_ERROR) from error
 
 
-def _is_cold(directory: Path) -> bool:
-    """Whether the data plane is not there; a backend may have compiled its own functions before."""
-    return not any(directory.rglob("loop.run-*.nbc"))
+async def _build(source: Source, stop_requested: asyncio.Event) -> None:
+    compiler = await asyncio.create_subprocess_exec(
+        *build_command(source), cwd=ROOT, stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.PIPE
+    )
+    end = asyncio.ensure_future(compiler.communicate())
+    stop = asyncio.ensure_future(stop_requested.wait())
+    await asyncio.wait([end, stop], return_when=asyncio.FIRST_COMPLETED)
+    stop.cancel()
+    if stop_requested.is_set():
+        with contextlib.suppress(ProcessLookupError):
+            compiler.terminate()
+        await end
+        raise StartError("stopped while machine code was built", EXIT_CLEAN)
+    _, output = end.result()
+    if compiler.returncode != 0:
+        raise build_error(source, output)

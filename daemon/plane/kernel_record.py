@@ -5,7 +5,7 @@ Filled on the data-plane thread before the loop begins, and written by that kern
 
 from __future__ import annotations
 
-from daemon.plane.records import record
+from daemon.plane.records import record, record_accessor
 
 KERNEL = record(
     "kind:i8 scratch:i8 timespec:i8 "
@@ -21,6 +21,7 @@ KERNEL = record(
     "provided_head:i8",
     256,
 )
+kernel_at = record_accessor(KERNEL)
 TIMESPEC = record("seconds:i8 nanoseconds:i8", 16)  # struct __kernel_timespec
 KERNEL_IO_URING = 1
 KERNEL_EPOLL = 2

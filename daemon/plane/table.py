@@ -104,6 +104,7 @@ GLOBALS = record(
     "provided:i8 joined:i8 parsers:i8 gaps:i8",
     1024,
 )
+globals_at = record_accessor(GLOBALS)
 CHANNEL = record("fd:i4 in_flight:i4 head:i4 tail:i4 buffered_bytes:i4 buffered_offset:i4 blocked:i4 closed:i4", 64)
 RANGE = record("address:i8 remaining:i8 position:i8 pad:i8", 32)  # `position`: where in the inline bytes it stands
 BUCKET = record("head:i4", 4)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from config.compilation import compiled, foreign, inlined, types
+from compiler.just_in_time import compiled, foreign, inlined, types
 from scripts.bench.floor_serving import raise_descriptor_limit, serve
 from scripts.bench.probe import STANDARD_HEAD
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
-from config.compilation import compiled, foreign, inlined, types
+from compiler.just_in_time import compiled, foreign, inlined, types
 
 if TYPE_CHECKING:
     from scripts.bench.tables import Tables

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from config.compilation import compiled, foreign, inlined, types
+from compiler.just_in_time import compiled, foreign, inlined, types
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -265,7 +265,7 @@ def test_an_image_is_written_as_images_should_be(name: str) -> None:
 
 def test_the_image_for_gpus_is_the_other_one_with_gpus() -> None:
     plain, cuda = (dict(instructions(DEPLOY / "docker" / name)) for name in ("Dockerfile", "Dockerfile.cuda"))
-    for word in ("USER", "STOPSIGNAL", "ENTRYPOINT", "CMD", "ARG", "EXPOSE"):
+    for word in ("USER", "STOPSIGNAL", "ENTRYPOINT", "CMD", "EXPOSE"):
         assert cuda[word] == plain[word], word
     assert set(plain["ENV"].split()) <= set(cuda["ENV"].split())
     extras = re.findall(r"\.\[([a-z,]+)\]", (DEPLOY / "docker" / "Dockerfile.cuda").read_text())

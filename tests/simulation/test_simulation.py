@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from config.compilation import JIT_DISABLED
+from config.compilation import INTERPRETED
 from daemon.plane.state import FREE, STATES, TRANSITIONS
 from tests.simulation.plant import PLANTS
 from tests.simulation.scenario import Simulation
@@ -46,7 +46,7 @@ def _regressions() -> list[int]:
 
 @pytest.mark.simulation
 @pytest.mark.timeout(600)
-@pytest.mark.skipif(JIT_DISABLED, reason="interpreted, a handful of seeds is what there is time for")
+@pytest.mark.skipif(INTERPRETED, reason="interpreted, a handful of seeds is what there is time for")
 @pytest.mark.parametrize("first", range(0, SEED_COUNT, CHUNK))
 def test_seeds(first: int) -> None:
     for seed in range(first, min(first + CHUNK, SEED_COUNT)):
@@ -60,7 +60,7 @@ def test_a_few_seeds(seed: int) -> None:
 
 
 @pytest.mark.simulation
-@pytest.mark.skipif(JIT_DISABLED, reason="too slow when interpreted")
+@pytest.mark.skipif(INTERPRETED, reason="too slow when interpreted")
 @pytest.mark.parametrize("seed", _regressions())
 def test_seeds_that_once_failed(seed: int) -> None:
     _run(seed)
@@ -68,7 +68,7 @@ def test_seeds_that_once_failed(seed: int) -> None:
 
 @pytest.mark.simulation
 @pytest.mark.timeout(600)
-@pytest.mark.skipif(JIT_DISABLED, reason="too slow when interpreted")
+@pytest.mark.skipif(INTERPRETED, reason="too slow when interpreted")
 def test_a_clock_that_jumps_often() -> None:
     """By up to 100 s at once, so that any two limits may have passed in one turn."""
     for seed in JUMPING_SEEDS:
@@ -77,7 +77,7 @@ def test_a_clock_that_jumps_often() -> None:
 
 @pytest.mark.simulation
 @pytest.mark.timeout(600)
-@pytest.mark.skipif(JIT_DISABLED, reason="too slow when interpreted")
+@pytest.mark.skipif(INTERPRETED, reason="too slow when interpreted")
 @pytest.mark.parametrize("name", PLANTS)
 def test_a_planted_bug_is_found(name: str) -> None:
     for seed in range(PLANTED_SEEDS):
@@ -101,7 +101,7 @@ def _reachable(state: int) -> set[int]:
 
 
 @pytest.mark.simulation
-@pytest.mark.skipif(JIT_DISABLED, reason="too slow when interpreted")
+@pytest.mark.skipif(INTERPRETED, reason="too slow when interpreted")
 def test_every_transition_seen_is_in_the_table_and_every_state_is_seen() -> None:
     observed: set[tuple[int, int, bool]] = set()
     for seed in range(300):

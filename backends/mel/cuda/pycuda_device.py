@@ -1,7 +1,7 @@
-"""A GPU through PyCUDA: primary context, pools of memory, streams, events, and kernels that Numba compiled.
+"""A GPU through PyCUDA: primary context, pools of memory, streams, events, and CUDA kernels.
 
-Imported only where a GPU is asked for: needs the extra `gpu`. Numba makes PTX of the CUDA kernels, which is kept on
-disk; the driver loads it, and a launch is one call with arguments that were packed before (Numba's own takes 21 us).
+Imported only where a GPU is asked for: needs the extra `gpu`. `ptx` has the kernels; the driver loads them, and a
+launch is one call with arguments that were packed before (Numba's own takes 21 us).
 The pools free nothing before the device is closed, so that no buffer is ever allocated while streams are running.
 """
 
@@ -15,7 +15,7 @@ import numpy as np
 import pycuda.driver as _driver  # type: ignore[import-not-found,import-untyped,unused-ignore]
 import pycuda.tools as _tools  # type: ignore[import-not-found,import-untyped,unused-ignore]
 
-from backends.mel.cuda import toolchain
+from backends.mel.cuda import ptx as shipped_or_compiled
 from backends.mel.cuda.device import ArrayArgument, Device, DeviceError, KernelKey
 from backends.mel.cuda.layout import CLAMP_BLOCK, LOG_MEL_BLOCK, SHARED_BYTES
 
@@ -159,7 +159,7 @@ class PycudaDevice:
     def _function(self, key: KernelKey) -> Any:
         """Load a variant once."""
         if key not in self._functions:
-            ptx, name = toolchain.kernel_ptx(key, self._capability)
+            ptx, name = shipped_or_compiled.kernel_ptx(key, self._capability)
             module = _checked(driver.module_from_buffer, ptx.encode() + b"\0")
             function = _checked(module.get_function, name)
             if key.name == "log_mel":

@@ -1,60 +1,55 @@
-"""What the CUDA kernels need of the compiler, without its types: the untyped edge of this folder.
+"""Numba's CUDA target, without its types: the untyped edge of this folder, and the only place that imports Numba here.
 
-Apart from `kernels`, so that Numba's cache of the daemon's compiled code does not depend on the CUDA kernels. Their PTX
-is kept beside that cache, under the digest of what it is made of: compiling a variant takes about a second.
+`kernels` is written with it, and `ptx` compiles with it; neither is imported where shipped PTX serves. With the package
+numba-cuda installed (the extra `gpu`), `numba.cuda` is that package.
 """
 
 from __future__ import annotations
 
-import hashlib
-import importlib
-import threading
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+import re
+from typing import TYPE_CHECKING, Any, cast
 
-from config import compilation
+import numba
+from numba import cuda as numba_cuda
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from backends.mel.cuda.device import KernelKey
 
-cuda: Any = compilation.cuda()
-float32: Any = compilation.types.float32
+cuda: Any = numba_cuda
+float32: Any = numba.types.float32
 
-_FOLDER = Path(__file__).resolve().parent
-_SOURCES = ("kernels.py", "layout.py", "tables.py", "../spec.py")
-_lock = threading.Lock()  # Numba compiles on one thread at a time; a device's thread waits for another's
+# The simulator runs CUDA kernels as Python threads.
+IS_SIMULATED = bool(numba.config.ENABLE_CUDASIM)  # type: ignore[attr-defined]
+VERSION = f"{cuda.__file__} {getattr(cuda, '__version__', numba.__version__)}"
 
 
-def inlined(function: Any) -> Any:
+def inlined(function: Callable[..., Any]) -> Callable[..., Any]:
     """A device function that is part of its callers: its arrays must become registers there."""
-    return compilation.cuda_function(function)
+    if IS_SIMULATED:
+        return cast("Callable[..., Any]", cuda.jit(device=True)(function))
+    return cast("Callable[..., Any]", cuda.jit(device=True, fastmath=True, forceinline=True)(function))
 
 
-def kernel_ptx(key: KernelKey, capability: tuple[int, int]) -> tuple[str, str]:
-    """A variant's PTX and the kernel's name in it. A device of that capability is current on this thread."""
-    digest = hashlib.sha256(repr((key, capability, compilation.cuda_version())).encode())
-    for source in _SOURCES:
-        digest.update((_FOLDER / source).read_bytes())
-    path = compilation.cache_directory().parent / "cuda" / f"{digest.hexdigest()[:24]}.ptx"
-    with _lock:
-        if path.exists():
-            name, _, ptx = path.read_text(encoding="utf-8").partition("\n")
-            return ptx, name.removeprefix("//")
-        ptx, name = _compile(key, capability)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(f".{threading.get_native_id()}")
-        partial.write_text(f"//{name}\n{ptx}", encoding="utf-8")
-        partial.replace(path)
-    return ptx, name
+def launchable(function: Callable[..., Any]) -> Any:
+    """A kernel for Numba to launch: the simulator's way. A device's way is `to_ptx`."""
+    return cuda.jit(function, fastmath=True)
 
 
-def _compile(key: KernelKey, capability: tuple[int, int]) -> tuple[str, str]:
-    kernels = importlib.import_module("backends.mel.cuda.kernels")
-    types = compilation.types
+def argument_types(key: KernelKey) -> tuple[Any, ...]:
+    """Numba's types of a variant's arguments."""
+    types: Any = numba.types
     vector = {name: types.Array(getattr(types, name), 1, "C") for name in ("int16", "float32", "float16")}
-    chunks = types.Array(types.int32, 2, "C")
-    frames, extremes = vector[key.frame_type], types.Array(types.float32, 2, "C")
+    chunks, extremes = types.Array(types.int32, 2, "C"), types.Array(types.float32, 2, "C")
     if key.name == "clamp":
-        return compilation.cuda_ptx(kernels.clamp(key.bin_count), (chunks, frames, extremes), capability)
-    arguments = (vector[key.sample_type], chunks, frames, extremes, float32)
-    return compilation.cuda_ptx(kernels.log_mel(key.bin_count), arguments, capability)
+        return chunks, vector[key.frame_type], extremes
+    return vector[key.sample_type], chunks, vector[key.frame_type], extremes, float32
+
+
+def to_ptx(function: Callable[..., Any], arguments: tuple[Any, ...], capability: tuple[int, int]) -> tuple[str, str]:
+    """A kernel as PTX for a compute capability, and its name in it. Needs no device, but the compiler's libraries."""
+    ptx, _ = cuda.compile_ptx(function, arguments, fastmath=True, cc=capability)
+    found = re.search(r"\.entry\s+([\w$]+)", ptx)
+    assert found is not None, "the compiler made no kernel"
+    return ptx, found[1]

@@ -21,7 +21,7 @@ from daemon.control.events import EventReader
 from daemon.control.scripts import ScriptBook
 from daemon.control.streams import SilentObserver
 from daemon.control.workers import WorkerPool
-from daemon.loop import DataPlane
+from daemon.data_plane import DataPlane
 from daemon.plane import messages as m
 from daemon.plane.table import allocate
 

@@ -1,4 +1,7 @@
-"""The searches as compiled code calls them: called from a test alone, their Python bodies would run."""
+"""The searches as compiled code calls them: called from a test alone, their Python bodies would run.
+
+Part of the tests' library (`tests.native_plane`).
+"""
 
 from __future__ import annotations
 

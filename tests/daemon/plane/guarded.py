@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from config.compilation import JIT_DISABLED
+from config.compilation import INTERPRETED
 
 if TYPE_CHECKING:
     import random
@@ -52,7 +52,7 @@ class Fields:
 
     def __init__(self, dtype: np.dtype[np.void], accessor: Callable[[int], Any]) -> None:
         self.array = np.zeros(1, dtype)
-        self.record: Any = accessor(self.array.ctypes.data) if JIT_DISABLED else self.array[0]
+        self.record: Any = accessor(self.array.ctypes.data) if INTERPRETED else self.array[0]
 
     def __getitem__(self, name: str) -> int:
         return int(self.array[0][name])

@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from config.compilation import JIT_DISABLED
+from config.compilation import INTERPRETED
 from config.settings import Settings
 from daemon.plane import table
 
@@ -30,7 +30,7 @@ def small_plane() -> table.Plane:
 
 def stream(plane: table.Plane, slot: int) -> Record:
     """A slot's record as the plane's functions take it, writing through to the table."""
-    return table.stream_of(plane.globals[0], slot) if JIT_DISABLED else plane.streams[slot]
+    return table.stream_of(plane.globals[0], slot) if INTERPRETED else plane.streams[slot]
 
 
 def empty_stream(plane: table.Plane, slot: int) -> Record:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as some
 
-from config.compilation import JIT_DISABLED
+from config.compilation import INTERPRETED
 from daemon.plane.http1 import (
     HEAD,
     HEAD_HTTP2,
@@ -27,7 +27,7 @@ pytestmark = pytest.mark.plane
 MEMORY = Guarded(1 << 16)
 PARSED = Fields(HEAD, head_of)
 BYTES_MAX = 65536
-EXAMPLES = 60 if JIT_DISABLED else 300
+EXAMPLES = 60 if INTERPRETED else 300
 FLAGS = ("is_chunked", "closes", "is_event_stream", "is_compressed")
 
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as some
 
-from config.compilation import JIT_DISABLED
+from config.compilation import INTERPRETED
 from daemon.plane.bytes_search import find_byte, line_bytes, string_bytes, text_bytes
 from daemon.plane.json_walk import (
     CONTENT_ABSENT,
@@ -33,7 +33,7 @@ pytestmark = pytest.mark.plane
 MEMORY = Guarded(1 << 16)
 DESTINATION = Guarded(1 << 16)
 WALKED = Fields(WALK, walk_of)
-EXAMPLES = 80 if JIT_DISABLED else 250
+EXAMPLES = 80 if INTERPRETED else 250
 
 
 def walk(document: bytes) -> bool:

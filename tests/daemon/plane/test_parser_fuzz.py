@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from config.compilation import JIT_DISABLED
+from config.compilation import INTERPRETED
 from daemon.plane.sse import is_done
 from tests.daemon.plane.event_feeding import MEMORY, events
 from tests.daemon.plane.guarded import cut, mutate
@@ -24,7 +24,7 @@ from tests.daemon.plane.test_json_walk import WALKED, check, rewrite
 pytestmark = pytest.mark.plane
 
 CORPUS = Path(__file__).parent / "corpus"
-ROUNDS = 3 if JIT_DISABLED else 60
+ROUNDS = 3 if INTERPRETED else 60
 
 
 def bodies() -> list[str]:

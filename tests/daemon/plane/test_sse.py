@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as some
 
-from config.compilation import JIT_DISABLED
+from config.compilation import INTERPRETED
 from daemon.plane.sse import is_done, skip_bom
 from tests.daemon.plane.event_feeding import MEMORY, SCANNED, event_of, events, scan
 from tests.daemon.plane.guarded import cut
@@ -14,7 +14,7 @@ from tests.daemon.plane.parser_reference import events_reference
 
 pytestmark = pytest.mark.plane
 
-EXAMPLES = 40 if JIT_DISABLED else 300
+EXAMPLES = 40 if INTERPRETED else 300
 SIZES = some.lists(some.integers(0, 40), max_size=40)
 LINE_ENDS = some.sampled_from([b"\n", b"\r", b"\r\n"])
 VALUES = some.binary(max_size=60).map(lambda value: value.replace(b"\n", b"").replace(b"\r", b""))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from functools import cache, partial
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -10,7 +11,6 @@ import pytest
 
 from backends.mel import reference, spec
 from backends.mel.cuda import layout
-from config import compilation
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 pytestmark = [
     pytest.mark.cudasim,
-    pytest.mark.skipif(not compilation.cuda_is_simulated(), reason="needs NUMBA_ENABLE_CUDASIM=1"),
+    pytest.mark.skipif(os.environ.get("NUMBA_ENABLE_CUDASIM") != "1", reason="needs NUMBA_ENABLE_CUDASIM=1"),
 ]
 
 Array: TypeAlias = "npt.NDArray[Any]"
@@ -31,11 +31,11 @@ Untyped: TypeAlias = Any
 @cache
 def simulated(key: KernelKey) -> Callable[..., None]:
     """A kernel as `FakeDevice` wants it: called with the grid, then with its arguments."""
-    from backends.mel.cuda import kernels
+    from backends.mel.cuda import kernels, toolchain
 
     if key.name == "clamp":
-        return partial(_launch, compilation.cuda_kernel(kernels.clamp(key.bin_count)), layout.CLAMP_BLOCK, 0)
-    kernel = compilation.cuda_kernel(kernels.log_mel(key.bin_count))
+        return partial(_launch, toolchain.launchable(kernels.clamp(key.bin_count)), layout.CLAMP_BLOCK, 0)
+    kernel = toolchain.launchable(kernels.log_mel(key.bin_count))
     return partial(_launch, kernel, layout.LOG_MEL_BLOCK, layout.SHARED_BYTES)
 
 

@@ -1,16 +1,17 @@
-"""Compile the data plane from its leaves up.
+"""The plane's functions from the leaves up, in the order in which they are compiled.
 
-Asked for the loop, Numba compiles every callee while it infers the types of its caller, some twenty deep: that takes
-ten minutes and 2 GB, and this order one minute. A function that is missing here is compiled all the same, only later
-and slower.
+Asked for the loop alone, Numba compiles every callee while it infers the types of its caller, some twenty deep, and
+that takes ten times as long. A function that is missing here is compiled all the same, only later and slower.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from config.compilation import JIT_DISABLED, from_dtype, types
+from compiler.untyped import numba
+from daemon.control import descriptor
 from daemon.epoll import enter as epoll_enter
+from daemon.loop import run
 from daemon.plane import (
     answer,
     assembly,
@@ -36,16 +37,18 @@ from daemon.ring import enter as ring_enter
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+ENTRIES = (run, descriptor.inspect)
 
-def _order() -> Iterator[tuple[Any, tuple[Any, ...]]]:
+
+def plane_functions() -> Iterator[tuple[Any, tuple[Any, ...]]]:
     """Functions with the types of their arguments, each after those that it calls."""
-    plane, kernel = from_dtype(table.GLOBALS), from_dtype(KERNEL)
-    number, truth = types.int64, types.boolean
+    plane, kernel = numba.from_dtype(table.GLOBALS), numba.from_dtype(KERNEL)
+    number, truth = numba.types.int64, numba.types.boolean
     yield json_text.rewrite_string, (number,) * 3
-    yield json_walk.walk_chunk, (from_dtype(json_walk.WALK), number, number)
-    yield sse.scan_event, (from_dtype(sse.SCAN), number, number, truth)
+    yield json_walk.walk_chunk, (numba.from_dtype(json_walk.WALK), number, number)
+    yield sse.scan_event, (numba.from_dtype(sse.SCAN), number, number, truth)
     yield sse.join_data, (number,) * 3
-    yield http1.parse_head, (from_dtype(http1.HEAD), number, number, number)
+    yield http1.parse_head, (numba.from_dtype(http1.HEAD), number, number, number)
     yield connections.open_connection, (plane, number, number)
     yield connections.abandon_connection, (plane, number)
     yield connections.release_connection, (plane, number, truth)
@@ -65,11 +68,5 @@ def _order() -> Iterator[tuple[Any, tuple[Any, ...]]]:
     yield turn.turn, (plane,)
     yield ring_enter.ring_enter, (plane, kernel)
     yield epoll_enter.epoll_enter, (plane, kernel)
-
-
-def compile_in_order() -> None:
-    """Compile, or load from the cache, everything that the loop calls. Nothing where the compiler is switched off."""
-    if JIT_DISABLED:
-        return
-    for function, argument_types in _order():
-        function.compile(argument_types)
+    yield run, (number, number)
+    yield descriptor.inspect, (number,) * 4

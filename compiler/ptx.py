@@ -1,0 +1,42 @@
+"""The CUDA kernels as PTX, for the capabilities that are shipped. Needs the extra `gpu` without PyCUDA, and no GPU."""
+
+from __future__ import annotations
+
+import sys
+import time
+from itertools import product
+from typing import TYPE_CHECKING
+
+from backends.mel.cuda import ptx
+from backends.mel.cuda.device import KernelKey
+from backends.mel.spec import MEL_BINS
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+
+def variants() -> Iterator[KernelKey]:
+    """Every kernel that the backend launches."""
+    for bins in MEL_BINS:
+        for samples, frames in product(("int16", "float32"), ("float32", "float16")):
+            yield KernelKey("log_mel", bins, samples, frames)
+        for frames in ("float32", "float16"):
+            yield KernelKey("clamp", bins, "float32", frames)
+
+
+def build_ptx(say: Callable[[str], None]) -> bool:
+    """Write what is missing or stale; false where the compiler is not installed."""
+    digest = ptx.source_digest()
+    for capability in ptx.SHIPPED_CAPABILITIES:
+        began_s = time.monotonic()
+        missing = [key for key in variants() if ptx.read(ptx.shipped_path(key, capability), digest) is None]
+        for key in missing:
+            try:
+                text, name = ptx.compile_kernel(key, capability)
+            except ImportError as error:
+                print(f"error: {error}; compiling CUDA kernels needs numba-cuda[cu13] (the extra gpu)", file=sys.stderr)
+                return False
+            ptx.write(ptx.shipped_path(key, capability), name, digest, text)
+        seconds = time.monotonic() - began_s
+        say(f"CUDA kernels for capability {capability[0]}.{capability[1]}: {len(missing)} in {seconds:.1f} s")
+    return True
