@@ -52,6 +52,11 @@ format: $(VENV)/.check ## Format and repair what ruff can repair
 sanitize: $(VENV)/.test ## Run the plane's tests interpreted, then with bounds checks
 	@exec $(RUN_TESTS) interpreted bounds
 
+SEEDS ?= 5000
+.PHONY: simulate
+simulate: $(VENV)/.test warm ## Run SEEDS=5000 seeds of the simulation; when so many have passed, record it for later runs
+	@exec $(IN_VENV) -m tests.simulation.proved --seeds $(SEEDS) --processes $(TEST_PROCESSES)
+
 .PHONY: coverage
 coverage: $(VENV)/.test ## Branch coverage of the plane, from an interpreted run
 	@mkdir -p .cache
