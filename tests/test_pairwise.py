@@ -72,17 +72,14 @@ def _project(pytester: pytest.Pytester) -> pytest.Pytester:
     return pytester
 
 
-@pytest.mark.parametrize(("options", "kept", "left_out"), [((), 6 + 8, 6), (("--every-case",), 12 + 8, 0)])
-def test_only_what_is_marked_has_fewer_cases(
-    project: pytest.Pytester, options: tuple[str, ...], kept: int, left_out: int
-) -> None:
-    outcomes = project.inline_run("--collect-only", *options)
-    assert len(outcomes.getcalls("pytest_itemcollected")) == 12 + 8
-    assert sum(len(call.items) for call in outcomes.getcalls("pytest_deselected")) == left_out
-    (finished,) = outcomes.getcalls("pytest_collection_finish")
-    assert len(finished.session.items) == kept
+def test_only_what_is_marked_has_fewer_cases(project: pytest.Pytester) -> None:
+    project.runpytest().assert_outcomes(passed=5 + 8, failed=1, deselected=6)
+
+
+def test_every_case_can_be_run(project: pytest.Pytester) -> None:
+    project.runpytest("--every-case").assert_outcomes(passed=10 + 8, failed=2)
 
 
 def test_those_that_failed_are_all_run_again(project: pytest.Pytester) -> None:
-    project.inline_run("--every-case").assertoutcome(passed=18, failed=2)
-    project.inline_run("--last-failed").assertoutcome(failed=2)
+    project.runpytest("--every-case").assert_outcomes(passed=10 + 8, failed=2)
+    project.runpytest("--last-failed").assert_outcomes(failed=2)
