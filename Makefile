@@ -4,7 +4,8 @@
 
 PYTHON ?= $(shell scripts/find_python.sh 3.13 3.12 3.11 3.14 3.10)
 OLDEST_PYTHON ?= $(shell scripts/find_python.sh 3.10 2>/dev/null)
-TEST_PROCESSES ?= 2
+# One more than the cores that CI has: many tests wait for a limit to pass, or for the daemon to start.
+TEST_PROCESSES ?= 3
 
 VENV := .venv
 OLDEST_VENV := .venv-oldest

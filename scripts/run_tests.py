@@ -49,7 +49,7 @@ class Part:
     purpose: str
     markers: str
     budget_s: float = BUDGET_S
-    # Tests at a time are given to processes in halves (worksteal) or by file; "" is one at a time.
+    # How tests are shared out among processes: evenly (worksteal) or by file (loadfile); "" is one at a time.
     distribution: str = "worksteal"
     paths: tuple[str, ...] = ()
     oldest_python: bool = False
@@ -166,7 +166,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m scripts.run_tests", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("parts", nargs="*", metavar="part", help=f"of {', '.join(PARTS)} (default: all)")
     parser.add_argument("--oldest-python", help="an interpreter with the test extra, for the part 'oldest'")
-    parser.add_argument("--processes", type=int, default=2, help="tests at a time (default: %(default)s)")
+    parser.add_argument("--processes", type=int, default=3, help="tests at a time (default: %(default)s)")
     parser.add_argument("--pytest", action="append", default=[], help="one more option for pytest; may be repeated")
     options = parser.parse_args(arguments)
     if unknown := [name for name in options.parts if name not in PARTS]:
