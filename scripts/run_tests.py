@@ -59,15 +59,15 @@ class Part:
 
 
 PARTS = {
-    "fast": Part("tests that share the machine", f"not (serial or cudasim or {PROGRAMS})", budget_s=360),
+    "fast": Part("tests that share the machine", f"not (serial or cudasim or {PROGRAMS})", budget_s=450),
     "programs": Part(
         "tests with Apache, a browser, proxies, a real upstream, and long ones",
         f"({PROGRAMS}) and not serial",
-        budget_s=120,
+        budget_s=100,
         # What these start is shared by a file's tests, and dear.
         distribution="loadfile",
     ),
-    "alone": Part("tests that need the machine alone", "serial", budget_s=60, distribution=""),
+    "alone": Part("tests that need the machine alone", "serial", budget_s=45, distribution=""),
     "interpreted": Part(
         "the plane interpreted, with numeric warnings as errors",
         "plane",
@@ -76,18 +76,18 @@ PARTS = {
         environment={"NUMBA_DISABLE_JIT": "1"},
     ),
     "cudasim": Part(
-        "the CUDA kernels in Numba's simulator", "cudasim", budget_s=60, environment={"NUMBA_ENABLE_CUDASIM": "1"}
+        "the CUDA kernels in Numba's simulator", "cudasim", budget_s=30, environment={"NUMBA_ENABLE_CUDASIM": "1"}
     ),
     "bounds": Part(
         "the plane compiled with bounds checks",
         "plane",
-        budget_s=120,
+        budget_s=75,
         environment={"NUMBA_BOUNDSCHECK": "1", "STREAMING_DAEMON_CACHE_DIR": str(ROOT / ".cache" / "bounds-checked")},
     ),
     "oldest": Part(
         "unit tests and a few of a whole daemon on the oldest Python",
         f"not (serial or cudasim or {PROGRAMS})",
-        budget_s=120,
+        budget_s=140,
         paths=(*UNIT_TESTS, *SMOKE_TESTS),
         oldest_python=True,
     ),

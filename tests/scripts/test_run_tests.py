@@ -217,3 +217,7 @@ def test_each_test_runs_in_one_of_the_parts_that_share_nothing() -> None:
 
 def _selects(part: run_tests.Part, values: dict[str, bool]) -> bool:
     return bool(eval(part.markers, {}, dict(values)))  # pytest's expressions of markers are Python's
+
+
+def test_the_parts_may_take_as_long_as_the_whole_run() -> None:
+    assert sum(part.budget_s for part in run_tests.PARTS.values()) == run_tests.BUDGET_S
