@@ -4,7 +4,8 @@
 
 PYTHON ?= $(shell scripts/find_python.sh 3.13 3.12 3.11 3.14 3.10)
 OLDEST_PYTHON ?= $(shell scripts/find_python.sh 3.10 2>/dev/null)
-TEST_PROCESSES ?= 2
+# One more than the cores that CI has: many tests wait for a limit to pass, or for the daemon to start.
+TEST_PROCESSES ?= 3
 
 VENV := .venv
 OLDEST_VENV := .venv-oldest
@@ -52,6 +53,11 @@ format: $(VENV)/.check ## Format and repair what ruff can repair
 .PHONY: sanitize
 sanitize: $(VENV)/.test ## Run the plane's tests interpreted, then with bounds checks
 	@exec $(RUN_TESTS) interpreted bounds
+
+SEEDS ?= 5000
+.PHONY: simulate
+simulate: $(VENV)/.test plane ## Run SEEDS=5000 seeds of the simulation; when so many have passed, record it for later runs
+	@exec $(IN_VENV) -m tests.simulation.proved --seeds $(SEEDS) --processes $(TEST_PROCESSES)
 
 .PHONY: coverage
 coverage: $(VENV)/.test ## Branch coverage of the plane, from an interpreted run

@@ -64,7 +64,7 @@ def is_current(order: Order, level: str) -> bool:
 
 def _compiler() -> str:
     checked = "bounds checked" if os.environ.get("NUMBA_BOUNDSCHECK", "0") == "1" else ""
-    versions = [f"{name} {version(name)}" for name in ("numba", "llvmlite", "numpy")]
+    versions = [f"{name} {version(name)}" for name in ("numba", "llvmlite")]
     return ", ".join([compiler_digest(), *versions, *([checked] if checked else [])])
 
 

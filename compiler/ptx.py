@@ -14,14 +14,17 @@ from backends.mel.spec import MEL_BINS
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from backends.mel.cuda.layout import FrameType, SampleType
+
 
 def variants() -> Iterator[KernelKey]:
     """Every kernel that the backend launches."""
-    for bins in MEL_BINS:
-        for samples, frames in product(("int16", "float32"), ("float32", "float16")):
-            yield KernelKey("log_mel", bins, samples, frames)
-        for frames in ("float32", "float16"):
-            yield KernelKey("clamp", bins, "float32", frames)
+    samples: tuple[SampleType, ...] = ("int16", "float32")
+    frames: tuple[FrameType, ...] = ("float32", "float16")
+    for bins, sample_type, frame_type in product(MEL_BINS, samples, frames):
+        yield KernelKey("log_mel", bins, sample_type, frame_type)
+    for bins, frame_type in product(MEL_BINS, frames):
+        yield KernelKey("clamp", bins, "float32", frame_type)
 
 
 def build_ptx(say: Callable[[str], None]) -> bool:

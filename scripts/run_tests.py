@@ -1,7 +1,8 @@
-"""Runs the test suite in its parts, one after the other, and ends with one line that counts them all.
+"""Runs the test suite in its parts, one after the other, and ends with what took its time and with one line of counts.
 
-The parts differ in what they need: most tests share the machine, some need it alone, and the pure plane is run twice
-more, interpreted and with bounds checks, because compiled code neither warns of an overflow nor of a bad index.
+The parts differ in what they need: most tests share the machine, some share an Apache or a browser by file, a few need
+the machine alone, and the pure plane is run twice more, interpreted and with bounds checks, because compiled code
+neither warns of an overflow nor of a bad index. A part that takes longer than its budget is named at the end.
 
 Where a few tests of a part fail, those are run once more with nothing beside them: on a busy machine a real server,
 browser or clock may miss a limit. Who passes only then is named at the end; who fails twice, or crashes, has failed.
@@ -14,24 +15,32 @@ from __future__ import annotations
 
 import argparse
 import os
+import random
 import shutil
 import subprocess
 import sys
 import time
-import xml.etree.ElementTree as ET
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from scripts.suite_report import Counts, PartTime, Report, time_lines
+
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
 ROOT = Path(__file__).resolve().parent.parent
 REPORTS = ROOT / ".cache" / "tests"
 NO_TESTS_COLLECTED = 5
 TESTS_FAILED = 1
 AGAIN_MAX = 5
-ALONE = "serial or apache or browser or soak or external"
+BUDGET_S = 15 * 60
+BUILD_BUDGET_S = 60
+PROGRAMS = "apache or browser or soak or external"
+UNIT_TESTS = ("tests/config", "tests/backends", "tests/daemon")
+SMOKE_TESTS = ("tests/behaviour/test_streams.py",)
+# Names what seeds the simulation takes beside those that are always the same (tests/simulation/proved.py).
+SEED_BASE = "SIMULATION_BASE"
 
 
 @dataclass(frozen=True)
@@ -40,7 +49,10 @@ class Part:
 
     purpose: str
     markers: str
-    parallel: bool = True
+    budget_s: float = BUDGET_S
+    # How tests are shared out among processes: evenly (worksteal) or by file (loadfile); "" is one at a time.
+    distribution: str = "worksteal"
+    paths: tuple[str, ...] = ()
     oldest_python: bool = False
     options: tuple[str, ...] = ()
     # A cache of its own for each way of compiling: Numba's key does not hold it, so they would take each other's code.
@@ -48,69 +60,39 @@ class Part:
 
 
 PARTS = {
-    "fast": Part("tests that share the machine", f"not ({ALONE} or cudasim)"),
-    "rest": Part(
-        "tests that need the machine alone, and those with Apache, a browser, proxies, a real upstream",
-        ALONE,
-        parallel=False,
+    "fast": Part("tests that share the machine", f"not (serial or cudasim or {PROGRAMS})", budget_s=450),
+    "programs": Part(
+        "tests with Apache, a browser, proxies, a real upstream, and long ones",
+        f"({PROGRAMS}) and not serial",
+        budget_s=100,
+        # What these start is shared by a file's tests, and dear.
+        distribution="loadfile",
     ),
+    "alone": Part("tests that need the machine alone", "serial", budget_s=45, distribution=""),
     "interpreted": Part(
         "the plane interpreted, with numeric warnings as errors",
         "plane",
+        budget_s=60,
         options=("-W", "error::RuntimeWarning"),
         environment={"NUMBA_DISABLE_JIT": "1"},
     ),
-    "cudasim": Part("the CUDA kernels in Numba's simulator", "cudasim", environment={"NUMBA_ENABLE_CUDASIM": "1"}),
+    "cudasim": Part(
+        "the CUDA kernels in Numba's simulator", "cudasim", budget_s=30, environment={"NUMBA_ENABLE_CUDASIM": "1"}
+    ),
     "bounds": Part(
         "the plane compiled with bounds checks",
         "plane",
-        environment={"NUMBA_BOUNDSCHECK": "1", "STREAMING_DAEMON_CACHE_DIR": str(ROOT / ".cache" / "bounds-checked")},
+        budget_s=75,
+        environment={"NUMBA_BOUNDSCHECK": "1"},
     ),
-    "oldest": Part("unit tests on the oldest Python", f"not (simulation or cudasim or {ALONE})", oldest_python=True),
+    "oldest": Part(
+        "unit tests and a few of a whole daemon on the oldest Python",
+        f"not (serial or cudasim or {PROGRAMS})",
+        budget_s=140,
+        paths=(*UNIT_TESTS, *SMOKE_TESTS),
+        oldest_python=True,
+    ),
 }
-
-
-@dataclass
-class Counts:
-    """How many tests ended how."""
-
-    passed: int = 0
-    failed: int = 0
-    skipped: int = 0
-    only_alone: list[str] = field(default_factory=list[str])
-
-    def add(self, other: Counts) -> None:
-        """Add those of another part."""
-        self.passed += other.passed
-        self.failed += other.failed
-        self.skipped += other.skipped
-        self.only_alone += other.only_alone
-
-
-@dataclass(frozen=True)
-class Report:
-    """What one run of pytest has written down as JUnit's XML."""
-
-    counts: Counts
-    failures: tuple[str, ...]
-    crashed: bool
-
-    @classmethod
-    def read(cls, path: Path) -> Report:
-        """Read it; a run that died without one counts as one failure."""
-        if not path.exists():
-            return cls(Counts(failed=1), (), crashed=True)
-        counts, failures, crashed = Counts(), dict[str, None](), False
-        for suite in ET.parse(path).getroot().iter("testsuite"):  # noqa: S314  (pytest has just written it)
-            total, skipped = int(suite.get("tests", "0")), int(suite.get("skipped", "0"))
-            failed = int(suite.get("failures", "0")) + int(suite.get("errors", "0"))
-            counts.add(Counts(total - failed - skipped, failed, skipped))
-            for case in suite.iter("testcase"):
-                for fault in (*case.iter("failure"), *case.iter("error")):
-                    failures[f"{case.get('classname')}: {case.get('name')}"] = None
-                    # pytest-xdist's words for a worker that a signal has ended.
-                    crashed |= "crashed" in fault.get("message", "")
-        return cls(counts, tuple(failures), crashed)
 
 
 def _section(title: str) -> None:
@@ -120,7 +102,7 @@ def _section(title: str) -> None:
 def _command(name: str, part: Part, python: str, report: Path, options: argparse.Namespace) -> list[str]:
     # Each part remembers its own failures, those of this run only.
     command = [python, "-m", "pytest", "-q", "-m", part.markers, "-o", f"cache_dir={REPORTS / name}", *part.options]
-    return [*command, f"--junit-xml={report}", *options.pytest]
+    return [*command, f"--junit-xml={report}", *options.pytest, *part.paths]
 
 
 def _pytest(command: list[str], environment: Mapping[str, str]) -> int:
@@ -139,13 +121,36 @@ def _again(command: list[str], environment: Mapping[str, str], first: Report, re
 
 
 def _environment(part: Part) -> dict[str, str]:
-    # NUMBA_CACHE_DIR would take precedence over what a part asks for.
-    inherited = {name: value for name, value in os.environ.items() if name != "NUMBA_CACHE_DIR"}
-    return {**inherited, **part.environment}
+    return {**os.environ, **part.environment}
 
 
-def run_part(name: str, options: argparse.Namespace, counts: Counts) -> bool:
-    """Run one part and add its counts; true if none of its tests failed."""
+def build_libraries(parts: Iterable[Part]) -> float:
+    """Build the machine code that these parts need, all at the same time: what ships, and the tests' own; the seconds.
+
+    A build that fails says why; the tests that need it do so again.
+    """
+    started_s = time.monotonic()
+    builds = [
+        subprocess.Popen(command, cwd=ROOT, env=environment)
+        for environment in {tuple(sorted(part.environment.items())): _environment(part) for part in parts}.values()
+        for command in _build_commands(environment)
+    ]
+    for build in builds:
+        build.wait()
+    return time.monotonic() - started_s
+
+
+def _build_commands(environment: Mapping[str, str]) -> list[list[str]]:
+    if "NUMBA_DISABLE_JIT" in environment or "NUMBA_ENABLE_CUDASIM" in environment:
+        return []
+    tests = [sys.executable, "-m", "tests.native_plane"]
+    if "NUMBA_BOUNDSCHECK" in environment:
+        return [tests]
+    return [[sys.executable, "-m", "compiler", "plane", "mel", "--levels", "all"], tests]
+
+
+def run_part(name: str, options: argparse.Namespace, counts: Counts, times: list[PartTime]) -> bool:
+    """Run one part, add its counts and its time; true if none of its tests failed."""
     part = PARTS[name]
     python = options.oldest_python if part.oldest_python else sys.executable
     if not python:
@@ -157,12 +162,9 @@ def run_part(name: str, options: argparse.Namespace, counts: Counts) -> bool:
     shutil.rmtree(REPORTS / name, ignore_errors=True)
     started_s = time.monotonic()
     environment = _environment(part)
-    if "NUMBA_DISABLE_JIT" not in part.environment:
-        # In an order that takes a minute: a test that asks for a part of the plane would have it compiled in any.
-        subprocess.run([python, "-m", "daemon", "--warm-cache"], cwd=ROOT, env=environment, check=False)
     command = _command(name, part, python, report, options)
-    if part.parallel and options.processes > 1:
-        command += ["-n", str(options.processes), "--dist", "worksteal"]
+    if part.distribution and options.processes > 1:
+        command += ["-n", str(options.processes), "--dist", part.distribution]
     status = _pytest(command, environment)
     found = Report.read(report)
     part_counts = found.counts
@@ -171,7 +173,8 @@ def run_part(name: str, options: argparse.Namespace, counts: Counts) -> bool:
         part_counts = _again(_command(name, part, python, report, options), environment, found, report)
         status = TESTS_FAILED if part_counts.failed else 0
     counts.add(part_counts)
-    print(f"    {name}: {time.monotonic() - started_s:.0f} s", flush=True)
+    times.append(PartTime(name, time.monotonic() - started_s, part.budget_s, found.cases))
+    print(f"    {name}: {times[-1].wall_s:.0f} s", flush=True)
     return status in {0, NO_TESTS_COLLECTED}
 
 
@@ -179,7 +182,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m scripts.run_tests", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("parts", nargs="*", metavar="part", help=f"of {', '.join(PARTS)} (default: all)")
     parser.add_argument("--oldest-python", help="an interpreter with the test extra, for the part 'oldest'")
-    parser.add_argument("--processes", type=int, default=2, help="tests at a time (default: %(default)s)")
+    parser.add_argument("--processes", type=int, default=3, help="tests at a time (default: %(default)s)")
     parser.add_argument("--pytest", action="append", default=[], help="one more option for pytest; may be repeated")
     options = parser.parse_args(arguments)
     if unknown := [name for name in options.parts if name not in PARTS]:
@@ -191,12 +194,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the parts up to the first that fails; 0 if tests ran and all of them passed."""
     options = _parse(arguments)
     REPORTS.mkdir(parents=True, exist_ok=True)
-    counts = Counts()
-    unbroken = all(run_part(name, options, counts) for name in options.parts or PARTS)
+    counts, times = Counts(), list[PartTime]()
+    base = os.environ.setdefault(SEED_BASE, str(random.SystemRandom().randrange(2_000_000, 1 << 31)))
+    names = options.parts or PARTS
+    build_s = build_libraries(PARTS[name] for name in names)
+    if build_s >= 1:
+        times.append(PartTime("building", build_s, BUILD_BUDGET_S, ()))
+    unbroken = all(run_part(name, options, counts, times) for name in names)
     # A part may fail as a whole, with each test passed: a crash at exit, a worker that died.
     if not unbroken and counts.failed == 0:
         counts.failed = 1
+    _section("what took its time")
+    print(*time_lines(times, BUDGET_S), sep="\n")
     _section("all parts" if unbroken else "stopped at the first part that failed")
+    print(f"{SEED_BASE}={base} gives the simulation the same seeds again")
     for test in counts.only_alone:
         print(f"passed only when run once more, alone: {test}")
     print(f"{counts.passed} passed, {counts.failed} failed, {counts.skipped} skipped", flush=True)

@@ -34,8 +34,7 @@ def build_command() -> list[str]:
 @cache
 def library() -> Library:
     """The tests' library, built where it must be."""
-    environment = {name: value for name, value in os.environ.items() if name != "NUMBA_DISABLE_JIT"}
-    subprocess.run(build_command(), cwd=ROOT, env=environment, check=True, stdout=subprocess.DEVNULL)
+    build()
     path: Path = FOLDER / path_of(PLANE).name
     return Library(path, describe(path))
 
@@ -105,7 +104,17 @@ class NativeToolchain:
         return 512 if level_of(MEL) == "v4" else 256
 
 
+def build() -> None:
+    """Build the library where it is missing or stale."""
+    environment = {name: value for name, value in os.environ.items() if name != "NUMBA_DISABLE_JIT"}
+    subprocess.run(build_command(), cwd=ROOT, env=environment, check=True)
+
+
 def install() -> None:
     """Have marked functions call their compiled forms, unless they are to be interpreted."""
     if not compilation.INTERPRETED:
         compilation.use(NativeToolchain())
+
+
+if __name__ == "__main__":
+    build()

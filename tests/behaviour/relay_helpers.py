@@ -177,22 +177,30 @@ class Relay:
         """What happens inside ends so many streams for this reason, and none for another."""
         before = self._settled_ends()
         yield
-        self.daemon.wait_for_metric(ended(reason), before.get(ended(reason), 0) + count)
-        after = self._ends()
+        deadline = time.monotonic() + 30
+        expected = before[ended(reason)] + count
+        while (after := self._settled_ends())[ended(reason)] != expected:
+            seen = after[ended(reason)]
+            assert time.monotonic() < deadline, f"{reason}: {seen}, not {expected}\n{self.daemon.log[-3000:]}"
+            time.sleep(0.02)
         changed = {name: value - before.get(name, 0) for name, value in after.items() if value != before.get(name, 0)}
         assert changed == {ended(reason): count}
 
     def _settled_ends(self) -> dict[str, float]:
-        """The counts once they stand still: the end of an earlier stream may be told a little late."""
-        before, ends = self._ends(), dict[str, float]()
-        while before != ends:
-            time.sleep(0.05)
-            before, ends = self._ends(), before
-        return ends
+        """The counts once all are in: no stream is open, or, where a test keeps some open, they stand still.
 
-    def _ends(self) -> dict[str, float]:
-        metrics = self.daemon.metrics()
-        return {name: value for name, value in metrics.items() if name.startswith("streaming_daemon_streams_ended_")}
+        The end of a stream may be told a little later than its client sees it.
+        """
+        before = dict[str, float]()
+        while True:
+            metrics = self.daemon.metrics()
+            ends = {
+                name: value for name, value in metrics.items() if name.startswith("streaming_daemon_streams_ended_")
+            }
+            if metrics["streaming_daemon_connections_active"] == 0 or ends == before:
+                return ends
+            before = ends
+            time.sleep(0.05)
 
 
 @contextlib.contextmanager

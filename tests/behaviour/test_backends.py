@@ -13,12 +13,20 @@ from tests.behaviour.test_faults import ended
 from tests.behaviour.test_streams import assert_whole
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
 BACKENDS = "".join(
     f'[backend.{name.lower()}]\nclass = "example_backends:{name}"\n'
     for name in ("Raises", "Hangs", "Large", "Many", "Silent", "Wrong")
 )
+
+
+@pytest.fixture(name="backends", scope="module")
+def _backends(kernel: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
+    """A daemon with all of them, for tests that ask for no more."""
+    running = Daemon(tmp_path_factory.mktemp("backends"), kernel, configuration=BACKENDS).start()
+    yield running
+    assert running.stop() == 0, running.log[-4000:]
 
 
 def error_of(body: bytes) -> dict[str, object]:
@@ -41,29 +49,29 @@ def test_every_backend_can_run_on_the_pool(start: Callable[..., Daemon]) -> None
     assert daemon.metric("streaming_daemon_queue_wait_seconds_count") == 12
 
 
-def test_an_exception_before_the_first_byte_is_a_500(start: Callable[..., Daemon]) -> None:
-    daemon = start(BACKENDS)
-    answer = daemon.ask({"backend": "raises", "prompt": "before"})
+def test_an_exception_before_the_first_byte_is_a_500(backends: Daemon) -> None:
+    logged = len(backends.log)
+    answer = backends.ask({"backend": "raises", "prompt": "before"})
     assert answer.status == 500
     assert b"secret" not in answer.raw
     assert answer.problem["title"]
-    assert "ValueError" in daemon.log
+    assert "ValueError" in backends.log[logged:]
 
 
-def test_an_exception_after_the_first_byte_is_an_error_event(start: Callable[..., Daemon]) -> None:
-    daemon = start(BACKENDS)
-    answer = daemon.ask({"backend": "raises", "prompt": "after"})
+def test_an_exception_after_the_first_byte_is_an_error_event(backends: Daemon) -> None:
+    backends.wait_idle()
+    before = backends.metric(ended("backend_error"))
+    answer = backends.ask({"backend": "raises", "prompt": "after"})
     assert answer.head == HEAD
     assert answer.contents == ["first"]
     error_of(answer.body)
     assert b"secret" not in answer.raw
-    daemon.wait_for_metric(ended("backend_error"), 1)
+    backends.wait_for_metric(ended("backend_error"), before + 1)
 
 
-def test_a_piece_that_is_neither_text_nor_bytes_is_an_error(start: Callable[..., Daemon]) -> None:
-    daemon = start(BACKENDS)
-    assert daemon.ask({"backend": "wrong"}).status == 500
-    assert "yielded int" in daemon.log
+def test_a_piece_that_is_neither_text_nor_bytes_is_an_error(backends: Daemon) -> None:
+    assert backends.ask({"backend": "wrong"}).status == 500
+    assert "yielded int" in backends.log
 
 
 def test_a_backend_that_never_speaks_gets_a_504(start: Callable[..., Daemon]) -> None:
@@ -92,18 +100,16 @@ def test_a_client_that_leaves_stops_its_backend(start: Callable[..., Daemon]) ->
 
 
 @pytest.mark.parametrize("tcp", [True, False])
-def test_megabytes_at_once(start: Callable[..., Daemon], tcp: bool) -> None:
-    daemon = start(BACKENDS)
-    answer = daemon.ask({"backend": "large"}, tcp=tcp)
+def test_megabytes_at_once(backends: Daemon, tcp: bool) -> None:
+    answer = backends.ask({"backend": "large"}, tcp=tcp)
     expected = b"".join(
         b"data: %d" % n + b"x" * (1 << 20) + b"\n\n" + b'data: {"content":"small %d"}\n\n' % n for n in range(8)
     )
     assert answer.body == expected + DONE
 
 
-def test_very_many_small_pieces(start: Callable[..., Daemon]) -> None:
-    daemon = start(BACKENDS)
-    answer = daemon.ask({"backend": "many"})
+def test_very_many_small_pieces(backends: Daemon) -> None:
+    answer = backends.ask({"backend": "many"})
     assert answer.body == b"".join(b'data: {"content":"piece %d"}\n\n' % n for n in range(20_000)) + DONE
 
 

@@ -99,9 +99,12 @@ def test_a_slow_reader_gets_everything(start: Callable[..., Daemon]) -> None:
     assert body == expected
 
 
+# A Unix socket cannot be closed so that the other side sees a reset.
+@pytest.mark.pairwise
 @pytest.mark.parametrize("delay_s", [0, 0.001, 0.01, 0.03])
-@pytest.mark.parametrize("tcp", [True, False])
-@pytest.mark.parametrize("how", ["close", "reset", "half_close"])
+@pytest.mark.parametrize(
+    ("tcp", "how"), [(True, "close"), (True, "reset"), (True, "half_close"), (False, "close"), (False, "half_close")]
+)
 def test_clients_that_leave_at_any_moment(daemon: Daemon, delay_s: float, tcp: bool, how: str) -> None:
     descriptors = daemon.descriptor_count()
     for _ in range(20):
@@ -111,7 +114,7 @@ def test_clients_that_leave_at_any_moment(daemon: Daemon, delay_s: float, tcp: b
             client.shutdown(socket.SHUT_WR)
             read_all(client)
             client.close()
-        elif how == "reset" and tcp:
+        elif how == "reset":
             reset(client)
         else:
             client.close()

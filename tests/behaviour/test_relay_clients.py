@@ -79,6 +79,7 @@ MOMENTS = {
 }
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("transport", TRANSPORTS)
 @pytest.mark.parametrize("moment", MOMENTS)
 @pytest.mark.parametrize("tcp", [True, False])

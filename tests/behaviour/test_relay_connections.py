@@ -60,6 +60,7 @@ def wait_open(relay: Relay, model: str, count: int, timeout_s: float = LATE_S_MA
     )
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("transport", TRANSPORTS)
 @pytest.mark.parametrize("framing", [Framing.CHUNKED, Framing.LENGTH])
 def test_a_connection_serves_one_stream_after_another(relay: Relay, transport: str, framing: Framing) -> None:

@@ -123,6 +123,7 @@ FAILS_ONCE = {
 }
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("model", ["plain", "secure"])
 @pytest.mark.parametrize("name", FAILS_ONCE)
 def test_what_fails_once_is_repeated_and_the_client_sees_nothing_of_it(relay: Relay, name: str, model: str) -> None:

@@ -43,6 +43,7 @@ def _relay(kernel: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Re
 # ---- the content format
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("transport", TRANSPORTS)
 @pytest.mark.parametrize("tcp", [False, True])
 def test_a_stream_arrives_byte_for_byte(relay: Relay, transport: str, tcp: bool) -> None:
@@ -94,6 +95,7 @@ def test_only_the_delta_of_the_first_choice_is_content(relay: Relay) -> None:
     assert_complete(relay.ask(Plan([*map(event, decoys), delta("stop"), DONE])), ["1", "2", "3", "4", "5"])
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("line_end", ["\n", "\r\n", "\r"])
 @pytest.mark.parametrize("transport", ["tcp", "tls"])
 @pytest.mark.parametrize("wire_bytes", [0, 1])
@@ -110,6 +112,7 @@ def test_data_of_several_lines_and_without_a_space_is_one_event(relay: Relay) ->
     assert_complete(relay.ask(Plan([comment("x"), text, delta("stop"), b"data:[DONE]\n\n"])), ["one"])
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("framing", list(Framing))
 @pytest.mark.parametrize("cut", [{"wire_bytes": 1}, {"piece_bytes": 1}, {"piece_bytes": 7}, {"wire_bytes": 4096}])
 def test_however_the_answer_is_cut(relay: Relay, framing: Framing, cut: dict[str, int]) -> None:
@@ -154,6 +157,7 @@ def test_the_openai_format_adds_the_end_that_the_upstream_left_out(relay: Relay)
     assert relay.ask(Plan(events), format="openai").body == b"".join(events) + DONE
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("transport", ["tcp", "h2"])
 @pytest.mark.parametrize("where", ["", "options", "top"])
 @pytest.mark.parametrize("style", ["openai", "content"])
@@ -189,6 +193,7 @@ def test_a_stream_without_usage_is_estimated_in_the_ledger(relay: Relay) -> None
 # ---- sizes
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("transport", TRANSPORTS)
 @pytest.mark.parametrize("style", ["content", "openai"])
 @pytest.mark.parametrize("size", [5000, 20_000, 70_000, EVENT_BYTES_MAX - 400])
@@ -227,6 +232,7 @@ def test_ten_thousand_tokens_arrive_as_fast_as_they_can(relay: Relay, transport:
     assert_complete(relay.ask(Plan([body], piece_bytes=16_000), by=transport), tokens)
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("transport", ["tcp", "h2"])
 def test_any_sizes_in_any_pieces(relay: Relay, transport: str, seed: int) -> None:

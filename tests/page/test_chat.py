@@ -191,6 +191,7 @@ def test_reasoning_is_shown_apart(staged: Reader) -> None:
     assert "Let me think." in staged.run("return document.querySelector('.reasoning').textContent")
 
 
+@pytest.mark.serial
 @pytest.mark.parametrize("way", ["reader", "guarded"], ids=["120,000/s", "unpaced"])
 def test_a_fast_answer_does_not_freeze_the_page(request: pytest.FixtureRequest, way: str) -> None:
     page: Reader = request.getfixturevalue(way)

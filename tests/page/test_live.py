@@ -47,6 +47,7 @@ def readings(reader: Reader) -> int:
     )
 
 
+@pytest.mark.serial
 def test_the_numbers_move(reader: Reader, daemon: Daemon) -> None:
     daemon.wait_idle()
     reader.allow_tokens(1_000_000)

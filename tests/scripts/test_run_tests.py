@@ -1,12 +1,15 @@
-"""The runner of the tests: which failures it tries again, and that none of them is hidden."""
+"""The runner of the tests: which failures it tries again, that none of them is hidden, and what it says of time."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
 
 from scripts import run_tests
+from scripts.suite_report import Case, PartTime, time_lines
+from tests.simulation.proved import BASE_VARIABLE
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -29,6 +32,18 @@ def test_unsteady(number):
 BROKEN = """
 def test_broken():
     assert False
+"""
+WORKER = """
+import os, pathlib
+
+def test_worker():
+    pathlib.Path("worker").write_text(os.environ.get("PYTEST_XDIST_WORKER", "none"))
+"""
+BASE = """
+import os, pathlib
+
+def test_base():
+    pathlib.Path("base").write_text(os.environ["SIMULATION_BASE"])
 """
 CRASHING = """
 import os, pathlib, signal
@@ -60,11 +75,12 @@ def _project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder of tests that the runner takes for the project; without a plane that it would compile first."""
     # Loading all plugins would take most of the time.
     environment = {"NUMBA_DISABLE_JIT": "1", "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
-    part = run_tests.Part("a few tests", "", options=("-p", "xdist"), environment=environment)
+    part = run_tests.Part("a few tests", "", 600, options=("-p", "xdist"), environment=environment)
     monkeypatch.setattr(run_tests, "ROOT", tmp_path)
     monkeypatch.setattr(run_tests, "REPORTS", tmp_path / "reports")
     monkeypatch.setattr(run_tests, "PARTS", {"few": part, "more": part})
     (tmp_path / "test_steady.py").write_text(STEADY)
+    monkeypatch.setenv(run_tests.SEED_BASE, "")
     # The workers of this run are not those of the one inside.
     monkeypatch.delenv("PYTEST_XDIST_WORKER", raising=False)
     return tmp_path
@@ -127,3 +143,81 @@ def test_the_parts_are_counted_together(project: Path, capfd: pytest.CaptureFixt
     assert project.is_dir()
     status, lines = run(capfd, "more")
     assert (status, lines[-1]) == (0, "2 passed, 0 failed, 0 skipped")
+
+
+def test_a_part_can_run_some_paths_only(
+    project: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (project / "test_broken.py").write_text(BROKEN)
+    part = replace(run_tests.PARTS["few"], paths=("test_steady.py",))
+    monkeypatch.setattr(run_tests, "PARTS", {"few": part})
+    status, lines = run(capfd)
+    assert (status, lines[-1]) == (0, "1 passed, 0 failed, 0 skipped")
+
+
+@pytest.mark.parametrize(("distribution", "beside"), [("", False), ("loadfile", True)])
+def test_a_part_runs_alone_or_two_at_a_time(
+    project: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], distribution: str, beside: bool
+) -> None:
+    (project / "test_worker.py").write_text(WORKER)
+    monkeypatch.setattr(run_tests, "PARTS", {"few": replace(run_tests.PARTS["few"], distribution=distribution)})
+    assert run(capfd, processes=2)[0] == 0
+    assert (project / "worker").read_text().startswith("gw") == beside
+
+
+def test_the_time_is_told_by_part_folder_and_test(project: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    (project / "inner").mkdir()
+    (project / "inner" / "test_inner.py").write_text(STEADY)
+    _, lines = run(capfd, "more")
+    told = lines[lines.index("==> what took its time") :]
+    assert [line.split()[2] for line in told if "(budget 600 s" in line] == ["few", "more"]
+    assert [line.split("s  ")[1] for line in told if " tests)" in line] == ["inner (2 tests)", ". (2 tests)"]
+    assert sum("test_inner: test_steady" in line for line in told) == 2
+
+
+def test_each_budget_that_is_exceeded_is_named() -> None:
+    cases = [Case("tests.a.test_x", f"test_{number}", float(number)) for number in range(30)]
+    parts = [PartTime("quick", 50.0, 60, cases), PartTime("slow", 90.0, 60, [])]
+    lines = list(time_lines(parts, 130))
+    assert [line for line in lines if "OVER" in line] == [
+        "OVER BUDGET: slow took 90 s, 60 s are allowed",
+        "OVER BUDGET: the whole run took 140 s, 130 s are allowed",
+    ]
+    assert not any("OVER" in line for line in time_lines(parts[:1], 130))
+    slowest = [line.rpartition("_")[2] for line in lines if "tests.a.test_x: " in line]
+    assert slowest == [str(number) for number in range(29, 9, -1)]
+
+
+def test_the_seeds_of_the_simulation_can_be_had_again(
+    project: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (project / "test_base.py").write_text(BASE)
+    monkeypatch.delenv(run_tests.SEED_BASE)
+    _, lines = run(capfd, "more")
+    first = (project / "base").read_text()
+    assert int(first) >= 2_000_000
+    assert f"{run_tests.SEED_BASE}={first} gives the simulation the same seeds again" in lines
+    monkeypatch.setenv(run_tests.SEED_BASE, "4711000")
+    run(capfd)
+    assert (project / "base").read_text() == "4711000"
+
+
+def test_the_base_has_one_name() -> None:
+    assert run_tests.SEED_BASE == BASE_VARIABLE
+
+
+def test_each_test_runs_in_one_of_the_parts_that_share_nothing() -> None:
+    """`fast`, `programs`, `alone` and `cudasim` divide all tests among them."""
+    names = ("serial", "apache", "browser", "soak", "external", "cudasim")
+    for marked in ({}, *({name: True} for name in names), {"browser": True, "serial": True}):
+        values = {name: marked.get(name, False) for name in names}
+        parts = [name for name in ("fast", "programs", "alone", "cudasim") if _selects(run_tests.PARTS[name], values)]
+        assert len(parts) == 1, f"{marked} runs in {parts}"
+
+
+def _selects(part: run_tests.Part, values: dict[str, bool]) -> bool:
+    return bool(eval(part.markers, {}, dict(values)))  # pytest's expressions of markers are Python's
+
+
+def test_the_parts_may_take_as_long_as_the_whole_run() -> None:
+    assert sum(part.budget_s for part in run_tests.PARTS.values()) == run_tests.BUDGET_S

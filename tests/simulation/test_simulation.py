@@ -1,6 +1,6 @@
 """Thousands of seeds on the simulated kernel, and bugs planted on purpose, which it must find.
 
-SIMULATION_SEEDS is how many seeds to run (5,000). A seed that fails says how to replay it.
+Which seeds run is chosen in `proved`. A seed that fails says how to replay it.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ import pytest
 from config.compilation import INTERPRETED
 from daemon.plane.state import FREE, STATES, TRANSITIONS
 from tests.simulation.plant import PLANTS
+from tests.simulation.proved import chunks, is_proved
 from tests.simulation.scenario import Simulation
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-SEED_COUNT = int(os.environ.get("SIMULATION_SEEDS", "5000"))
-CHUNK = 250
+SEEDS = chunks(os.environ, proved=is_proved())
 PLANTED_SEEDS = 200  # a planted bug must be found within so many
 REGRESSIONS = Path(__file__).with_name("seeds.txt")
 
@@ -47,9 +47,10 @@ def _regressions() -> list[int]:
 @pytest.mark.simulation
 @pytest.mark.timeout(600)
 @pytest.mark.skipif(INTERPRETED, reason="interpreted, a handful of seeds is what there is time for")
-@pytest.mark.parametrize("first", range(0, SEED_COUNT, CHUNK))
-def test_seeds(first: int) -> None:
-    for seed in range(first, min(first + CHUNK, SEED_COUNT)):
+@pytest.mark.parametrize("number", range(len(SEEDS)))
+def test_seeds(number: int) -> None:
+    # Numbers stand for the seeds, which differ between processes of pytest-xdist where nobody has chosen any.
+    for seed in SEEDS[number]:
         _run(seed)
 
 
