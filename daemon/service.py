@@ -21,10 +21,10 @@ import uvloop
 from backends.interface import OptionError
 from backends.registry import Registry, RegistryError
 from config import VERSION
-from daemon.control import logs, rare_log, signals
-from daemon.control.accounts import Accounts, summary
-from daemon.control.exits import EXIT_CLEAN, EXIT_CONFIGURATION, EXIT_OS_ERROR, EXIT_PLANE_DIED, StartError
-from daemon.control.listener import (
+from daemon.control.channel.scripts import ScriptError
+from daemon.control.process import logs, rate_limited_log, signals
+from daemon.control.process.exit_codes import EXIT_CLEAN, EXIT_CONFIGURATION, EXIT_OS_ERROR, EXIT_PLANE_DIED, StartError
+from daemon.control.process.listener import (
     Listener,
     ListenerOptions,
     connections_that_fit,
@@ -32,14 +32,14 @@ from daemon.control.listener import (
     raise_descriptor_limit,
     streams_that_fit,
 )
-from daemon.control.monitoring import MonitoringServer
-from daemon.control.notify import Heartbeat, Notifier
-from daemon.control.pages import Condition, health_page, metrics_page, ready_page
-from daemon.control.planes import THREADS_WAIT_S, Planes
-from daemon.control.relay_pages import relay_collectors, upstream_statuses
-from daemon.control.reload import read_again
-from daemon.control.scripts import ScriptError
-from daemon.control.warming import load_or_compile
+from daemon.control.process.reload import read_again
+from daemon.control.process.systemd import Heartbeat, Notifier
+from daemon.control.telemetry.pages import Condition, health_page, metrics_page, ready_page
+from daemon.control.telemetry.server import MonitoringServer
+from daemon.control.telemetry.stream_counts import Accounts, summary
+from daemon.control.telemetry.upstream_pages import relay_collectors, upstream_statuses
+from daemon.control.warmup import load_or_compile
+from daemon.control.wiring import THREADS_WAIT_S, Planes
 from daemon.ring.memory import KernelError
 
 if TYPE_CHECKING:
@@ -149,7 +149,7 @@ class Service:
         self._registry.close()
         if self._settings.monitoring.benchmark:
             print(summary(self._accounts, self._planes.plane), flush=True)
-        rare_log.tell_all()
+        rate_limited_log.tell_all()
         logger.info("stopped", extra={"completed": self._accounts.completed, "failed": self._accounts.failed})
         if not threads_have_ended:
             # A thread inside a backend cannot be ended, and must not find its interpreter gone.
@@ -197,7 +197,7 @@ class Service:
     def _announce(self, listener: Listener) -> None:
         """READY, to the log and to systemd."""
         self._heartbeat_task = self._loop.create_task(self._heartbeat.run())
-        self._rare_task = self._loop.create_task(rare_log.tell_in_time())
+        self._rare_task = self._loop.create_task(rate_limited_log.tell_in_time())
         # What was made until now stays: looking at it again would hold the GIL for long, and free nothing.
         gc.collect()
         gc.freeze()
@@ -275,7 +275,7 @@ class Service:
 
     def leave(self, status: int, message: str) -> NoReturn:
         """End the process now: other threads may be anywhere, so nothing is taken down in good order."""
-        rare_log.tell_all()
+        rate_limited_log.tell_all()
         logger.log(logging.WARNING if status == EXIT_CLEAN else logging.CRITICAL, "%s", message)
         if self._listener is not None:
             self._listener.unlink()

@@ -14,13 +14,13 @@ from backends.interface import Fields, Request
 from backends.registry import Registry
 from config.mel import MelBackend
 from config.settings import Backend, Performance, Server, Settings, ThreadPool, Timeouts
-from daemon.control.admission import Admission
-from daemon.control.adoption import Adoption
-from daemon.control.commands import CommandWriter
-from daemon.control.events import EventReader
-from daemon.control.scripts import ScriptBook
-from daemon.control.streams import SilentObserver
-from daemon.control.workers import WorkerPool
+from daemon.control.admission.admission import Admission
+from daemon.control.channel.commands import CommandWriter
+from daemon.control.channel.events import EventReader
+from daemon.control.channel.scripts import ScriptBook
+from daemon.control.stream.adoption import Adoption
+from daemon.control.stream.stream import SilentObserver
+from daemon.control.workers.pool import WorkerPool
 from daemon.loop import DataPlane
 from daemon.plane import messages as m
 from daemon.plane.table import allocate

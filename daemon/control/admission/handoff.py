@@ -1,0 +1,103 @@
+"""A handoff's data: JSON by msgspec into the fields that are understood, and its response headers by their rules."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from backends.interface import Fields
+from daemon.control.channel.responses import problem
+
+if TYPE_CHECKING:
+    from backends.interface import Format
+
+# The daemon's own headers, and those that say how the body is framed: a handoff must not touch them.
+BLOCKED_HEADERS = frozenset(
+    {
+        "content-type",
+        "cache-control",
+        "connection",
+        "x-accel-buffering",
+        "transfer-encoding",
+        "content-length",
+        "content-encoding",
+    }
+)
+_is_token = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+").fullmatch
+_has_control = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]").search
+_decode = msgspec.json.Decoder(Fields).decode
+_WHERE = re.compile(r"^(.*?)(?: - at `\$\.?(.*)`)?$", re.DOTALL)
+
+
+class Refusal(Exception):  # noqa: N818  (it is no error of ours: the client gets an answer)
+    """A handoff that gets an answer in place of a stream. `code` is also the label of the metric."""
+
+    def __init__(
+        self, status: int, code: str, detail: str, retry_after_s: int = 0, *, param: str | None = None
+    ) -> None:
+        """`detail` goes to the client; it never holds a value of the request."""
+        super().__init__(code)
+        self.status = status
+        self.code = code
+        self.detail = detail
+        self.retry_after_s = retry_after_s
+        # What the HTTP front says beyond that: the field at fault, and an upstream's own answer.
+        self.param = param
+        self.body = b""
+        self.content_type = "application/json"
+
+    def response(self, style: Format = "content") -> bytes:
+        """The whole HTTP response."""
+        return problem(self.status, self.code, self.detail, style, self.retry_after_s)
+
+
+def decode(data: bytes) -> Fields:
+    """The fields of a handoff. No data, or one NUL byte in its place, is a request without fields. Raises Refusal."""
+    if data in {b"", b"\0"}:
+        return Fields()
+    try:
+        return _decode(data)
+    except msgspec.ValidationError as error:
+        raise _wrong_type(str(error)) from None
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise _malformed(error) from None
+
+
+def _wrong_type(message: str) -> Refusal:
+    match = _WHERE.match(message)
+    assert match is not None, "the pattern matches anything"
+    what, field = match.group(1), match.group(2)
+    if not field:
+        return Refusal(400, "not_an_object", f"the handoff's JSON must be an object: {what.lower()}")
+    return Refusal(400, "wrong_type", f"field `{field}` of the handoff: {what[:1].lower()}{what[1:]}")
+
+
+def _malformed(error: Exception) -> Refusal:
+    if isinstance(error, UnicodeDecodeError):
+        return Refusal(400, "malformed_json", "the handoff's JSON is not UTF-8")
+    if isinstance(error, RecursionError):
+        return Refusal(400, "malformed_json", "the handoff's JSON is nested too deeply")
+    return Refusal(400, "malformed_json", f"the handoff's data is not JSON: {error}")
+
+
+def header_lines(headers: dict[str, Any]) -> tuple[bytes, int]:
+    """Header lines for the response head, and how many were dropped.
+
+    A name must be a token of RFC 9110, a value a string without control characters but tab, and neither may touch what
+    is the daemon's own.
+    """
+    lines: list[str] = []
+    dropped = 0
+    for name, value in headers.items():
+        if (
+            isinstance(value, str)
+            and _is_token(name)
+            and name.lower() not in BLOCKED_HEADERS
+            and not _has_control(value)
+        ):
+            lines.append(f"{name}: {value}\r\n")
+        else:
+            dropped += 1
+    return "".join(lines).encode(errors="replace"), dropped

@@ -1,0 +1,1 @@
+"""The API whoever speaks HTTP: errors, keys, models, schemas, formats."""

@@ -1,0 +1,1 @@
+"""What a server needs whoever speaks HTTP: whether it may start at all."""

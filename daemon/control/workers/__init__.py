@@ -1,0 +1,1 @@
+"""Threads that run backends, and what each may push."""
