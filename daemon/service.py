@@ -23,15 +23,9 @@ from backends.registry import Registry, RegistryError
 from config import VERSION
 from daemon.control.channel.scripts import ScriptError
 from daemon.control.process import logs, rate_limited_log, signals
+from daemon.control.process.descriptor_limits import connections_that_fit, raise_descriptor_limit, streams_that_fit
 from daemon.control.process.exit_codes import EXIT_CLEAN, EXIT_CONFIGURATION, EXIT_OS_ERROR, EXIT_PLANE_DIED, StartError
-from daemon.control.process.listener import (
-    Listener,
-    ListenerOptions,
-    connections_that_fit,
-    open_listener,
-    raise_descriptor_limit,
-    streams_that_fit,
-)
+from daemon.control.process.listener import Listener, ListenerOptions, open_listener
 from daemon.control.process.reload import read_again
 from daemon.control.process.systemd import Heartbeat, Notifier
 from daemon.control.telemetry.pages import Condition, health_page, metrics_page, ready_page

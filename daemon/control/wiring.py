@@ -13,11 +13,12 @@ import time
 from typing import TYPE_CHECKING
 
 from daemon.control.admission.admission import Admission
-from daemon.control.channel.commands import CommandWriter
+from daemon.control.channel.command_pipe import CommandWriter
 from daemon.control.channel.events import EventReader, EventRecord
 from daemon.control.channel.scripts import ScriptBook
 from daemon.control.process.rate_limited_log import RareLog
-from daemon.control.relay.attempts import Relays, relaying_backends
+from daemon.control.relay.attempts import Relays
+from daemon.control.relay.backends import relaying_backends
 from daemon.control.relay.final_events import last_events
 from daemon.control.relay.reachability import Reachability
 from daemon.control.relay.resolver import Resolver

@@ -24,16 +24,18 @@ from daemon.control.admission.client_socket import (
     inspect,
 )
 from daemon.control.admission.error_responses import ending, expired, refusal_of
-from daemon.control.admission.handoff import Refusal, decode
+from daemon.control.admission.handoff import decode
 from daemon.control.admission.open_commands import Opener
-from daemon.control.admission.user_limits import policy_of, remembered
+from daemon.control.admission.policy import policy_of
+from daemon.control.admission.refusal import Refusal
+from daemon.control.admission.user_limits import remembered
 from daemon.control.channel.commands import adopting, pack
 from daemon.control.channel.responses import typed_head
 from daemon.control.process.rate_limited_log import RareLog
-from daemon.control.relay.attempts import is_relaying
+from daemon.control.relay.backends import is_relaying
 from daemon.control.stream.adoption import HEAD_BYTES_MAX, Entry
+from daemon.control.stream.job import Job
 from daemon.control.stream.stream import Stream
-from daemon.control.workers.pool import Job
 from daemon.plane import messages as m
 from daemon.plane import state as st
 from daemon.plane.table import WAITING_MAX
@@ -44,12 +46,13 @@ if TYPE_CHECKING:
     from backends.interface import Backend, Fields, Paced
     from backends.registry import Registry
     from config.settings import Settings
-    from daemon.control.channel.commands import CommandWriter
+    from daemon.control.channel.command_pipe import CommandWriter
     from daemon.control.channel.events import EventRecord
     from daemon.control.channel.responses import Ending
     from daemon.control.channel.scripts import ScriptBook
-    from daemon.control.relay.attempts import Relayed, Relays
+    from daemon.control.relay.attempts import Relays
     from daemon.control.stream.adoption import Adoption
+    from daemon.control.stream.relayed import Relayed
     from daemon.control.stream.stream import Observer
     from daemon.control.workers.pool import WorkerPool
 

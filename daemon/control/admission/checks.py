@@ -6,7 +6,8 @@ import time
 from typing import TYPE_CHECKING
 
 from daemon.control.admission.client_socket import PEER_UNKNOWN
-from daemon.control.admission.handoff import Refusal, header_lines
+from daemon.control.admission.handoff import header_lines
+from daemon.control.admission.refusal import Refusal
 from daemon.control.admission.user_limits import UserLimits
 from daemon.control.channel.responses import STANDARD_HEAD, streaming_head
 from daemon.plane import messages as m
@@ -14,7 +15,7 @@ from daemon.plane import messages as m
 if TYPE_CHECKING:
     from config.settings import Settings
     from daemon.control.admission.client_socket import Scratch
-    from daemon.control.admission.user_limits import Policy
+    from daemon.control.admission.policy import Policy
     from daemon.control.process.rate_limited_log import RareLog
 
 RETRY_AFTER_S = 1  # of refusals for want of room: it may be free again at once

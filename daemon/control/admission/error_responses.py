@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from backends.interface import BackendError
 from backends.relay import RelayError
 from daemon.control.admission.checks import RETRY_AFTER_S
-from daemon.control.admission.handoff import Refusal
+from daemon.control.admission.refusal import Refusal
 from daemon.control.channel.responses import Ending, either
 from daemon.plane import state as st
 

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import msgspec
 
 from backends.interface import Fields
-from daemon.control.channel.responses import problem
-
-if TYPE_CHECKING:
-    from backends.interface import Format
+from daemon.control.admission.refusal import Refusal
 
 # The daemon's own headers, and those that say how the body is framed: a handoff must not touch them.
 BLOCKED_HEADERS = frozenset(
@@ -29,28 +26,6 @@ _is_token = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+").fullmatch
 _has_control = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]").search
 _decode = msgspec.json.Decoder(Fields).decode
 _WHERE = re.compile(r"^(.*?)(?: - at `\$\.?(.*)`)?$", re.DOTALL)
-
-
-class Refusal(Exception):  # noqa: N818  (it is no error of ours: the client gets an answer)
-    """A handoff that gets an answer in place of a stream. `code` is also the label of the metric."""
-
-    def __init__(
-        self, status: int, code: str, detail: str, retry_after_s: int = 0, *, param: str | None = None
-    ) -> None:
-        """`detail` goes to the client; it never holds a value of the request."""
-        super().__init__(code)
-        self.status = status
-        self.code = code
-        self.detail = detail
-        self.retry_after_s = retry_after_s
-        # What the HTTP front says beyond that: the field at fault, and an upstream's own answer.
-        self.param = param
-        self.body = b""
-        self.content_type = "application/json"
-
-    def response(self, style: Format = "content") -> bytes:
-        """The whole HTTP response."""
-        return problem(self.status, self.code, self.detail, style, self.retry_after_s)
 
 
 def decode(data: bytes) -> Fields:

@@ -9,7 +9,7 @@ from daemon.plane import messages as m
 
 if TYPE_CHECKING:
     from backends.interface import Paced
-    from daemon.control.admission.user_limits import Policy
+    from daemon.control.admission.policy import Policy
     from daemon.control.stream.adoption import Adoption
 
 _TAILS_MAX = 1024  # different paces that are kept packed; a client may ask for any number of tokens

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from backends.registry import Registry
     from config.settings import Settings
     from daemon.control.admission.admission import Admission
-    from daemon.control.relay.attempts import RelayingBackend
+    from daemon.control.relay.backends import RelayingBackend
     from daemon.control.telemetry.server import Page
 
 ANSWER_TIMEOUT_S_MAX = 86_400.0  # where streams have no limit

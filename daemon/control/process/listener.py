@@ -1,6 +1,6 @@
 """The Unix socket that Apache connects to: bound here, or inherited from systemd, and unlinked only while it is ours.
 
-Also the process's share of descriptors, which decides how many streams fit. Main thread, before the planes start.
+Main thread, before the planes start.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import grp
 import logging
 import os
 import pwd
-import resource
 import select
 import socket
 import stat
@@ -36,7 +35,6 @@ if TYPE_CHECKING:
     from config.settings import Server
 
 PATH_BYTES_MAX = 107  # sun_path holds 108 with its NUL
-DESCRIPTOR_RESERVE = 200  # pipes, rings, log, metrics, workers; and the second descriptor of streams that are starting
 SYSTEMD_FD_FIRST = 3
 DIRECTORY_LOCK_WAIT_S = 1.0
 # A killed daemon's socket answers until the kernel has torn its process down, so one answer alone proves no life.
@@ -303,45 +301,3 @@ def _inherited_socket(options: ListenerOptions, environment: MutableMapping[str,
         with contextlib.suppress(OSError):  # a kernel that does not know it
             listening.setsockopt(socket.SOL_SOCKET, option, 0)
     return Listener(listening, Path(os.fsdecode(listening.getsockname()) or options.path))
-
-
-def raise_descriptor_limit() -> int:
-    """Raise RLIMIT_NOFILE as far as we may; returns the limit in force."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft == hard:
-        return soft
-    try:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    except (OSError, ValueError) as error:
-        logger.warning("RLIMIT_NOFILE stays at %d: %s", soft, error)
-        return soft
-    return hard
-
-
-def streams_that_fit(descriptor_limit: int, streams_wanted: int) -> int:
-    """How many of the wanted streams the descriptors allow, at least one; says so when it is fewer."""
-    fitting = max(1, descriptor_limit - DESCRIPTOR_RESERVE)
-    if fitting >= streams_wanted:
-        return streams_wanted
-    logger.warning(
-        "max_connections is %d, but RLIMIT_NOFILE, less what HTTP takes, is %d and leaves room for %d streams: going on"
-        " with %d (LimitNOFILE= in the unit, ulimit -n in a shell)",
-        streams_wanted, descriptor_limit, fitting, fitting,
-    )  # fmt: skip
-    return fitting
-
-
-def connections_that_fit(descriptor_limit: int, connections_wanted: int) -> int:
-    """How many connections of the HTTP front go with at least as many streams, at least one.
-
-    Each may take two descriptors: its own, and one on which the front reads a stream.
-    """
-    fitting = max(1, (descriptor_limit - DESCRIPTOR_RESERVE) // 4)
-    if fitting >= connections_wanted:
-        return connections_wanted
-    logger.warning(
-        "http.connections_max is %d, but RLIMIT_NOFILE of %d leaves room for %d beside streams: going on with %d"
-        " (LimitNOFILE= in the unit, ulimit -n in a shell)",
-        connections_wanted, descriptor_limit, fitting, fitting,
-    )  # fmt: skip
-    return fitting

@@ -11,13 +11,15 @@ import functools
 import logging
 import os
 import struct
-from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeGuard
+from typing import TYPE_CHECKING, NamedTuple
 
 from backends.relay import Failure, FailureKind, Outcome, RelayError
 from daemon.control.channel.commands import pack, pack_with_tail, tail
 from daemon.control.channel.responses import Ending, answer_of, either
 from daemon.control.process.rate_limited_log import RareLog
 from daemon.control.relay.endpoints import Endpoints
+from daemon.control.relay.outcomes import outcome_of, unopened_outcome
+from daemon.control.stream.relayed import Relayed
 from daemon.plane import messages as m
 from daemon.plane import state as st
 from daemon.plane.relay_table import SERIES_COUNT_MAX
@@ -26,12 +28,8 @@ if TYPE_CHECKING:
     import asyncio
     from collections.abc import Callable, Iterable, Mapping
 
-    from backends.interface import Backend
-    from backends.openai.accounts import RelayAccounts
-    from backends.openai.ledger import Ledger
-    from backends.openai.upstreams import UpstreamState
     from backends.relay import Attempt, Origin, Relay
-    from daemon.control.channel.commands import CommandWriter
+    from daemon.control.channel.command_pipe import CommandWriter
     from daemon.control.channel.events import EventRecord
     from daemon.control.relay.reachability import Reachability
     from daemon.control.relay.resolver import Resolver
@@ -58,58 +56,6 @@ _REASONS = {
     FailureKind.RESET: st.UPSTREAM_CUT,
     FailureKind.CUT: st.UPSTREAM_CUT,
 }
-
-
-class RelayingBackend(Protocol):
-    """A backend whose streams are relayed."""
-
-    accounts: RelayAccounts
-    ledger: Ledger
-
-    def origins(self) -> tuple[Origin, ...]:
-        """Whom attempts may name."""
-        ...
-
-    def upstreams(self) -> tuple[UpstreamState, ...]:
-        """How they are doing."""
-        ...
-
-
-def is_relaying(backend: object) -> TypeGuard[RelayingBackend]:
-    """Whether a backend has upstreams."""
-    return hasattr(backend, "origins") and hasattr(backend, "accounts")
-
-
-class Relayed:
-    """What is known of a stream that is relayed. Bytes that the plane reads by address stay here until ENDED."""
-
-    __slots__ = (
-        "address_index",
-        "addresses",
-        "attempt",
-        "by_worker",
-        "endpoint",
-        "kept",
-        "number",
-        "relay",
-        "timer",
-        "told",
-        "usage",
-    )
-
-    def __init__(self, relay: Relay) -> None:
-        """No attempt has been made."""
-        self.relay = relay
-        self.attempt: Attempt | None = None
-        self.number = 0
-        self.addresses: tuple[bytes, ...] = ()
-        self.address_index = 0
-        self.endpoint = -1  # held by the attempt that the plane makes
-        self.kept: list[bytes] = []
-        self.by_worker = False
-        self.timer: asyncio.TimerHandle | None = None
-        self.usage: EventRecord | None = None
-        self.told: Told | None = None  # set where the stream is read here, and its client gets an answer in one piece
 
 
 class _Parts(NamedTuple):
@@ -147,7 +93,7 @@ class Relays:
     @property
     def handlers(self) -> Mapping[int, Callable[[EventRecord], None]]:
         """By kind of event."""
-        return {m.ANSWERED: self._on_answered, m.FAILED: self._on_failed, m.USAGE: self._on_usage}
+        return {m.ANSWERED: self._on_response, m.FAILED: self._on_failed, m.USAGE: self._on_usage}
 
     # ---- a stream's beginning
 
@@ -157,14 +103,14 @@ class Relays:
         try:
             relayed.attempt = relay.first()
         except RelayError:
-            relay.ended(_unopened(st.REFUSED))
+            relay.ended(unopened_outcome(st.REFUSED))
             raise
         return relayed
 
     def abandon(self, relayed: Relayed, reason: int = st.REFUSED) -> None:
         """The stream is not opened, because its client has left meanwhile, or for another reason of the plane's."""
         relayed.attempt = None
-        self._account(relayed, _unopened(reason))
+        self._account(relayed, unopened_outcome(reason))
 
     def begin(self, stream: Stream) -> None:
         """Its OPEN is on its way: make the attempt that was chosen."""
@@ -217,7 +163,7 @@ class Relays:
                 return
         self._failed(stream, relayed, Failure(FailureKind.NO_RESOURCES, detail="too many addresses of upstreams"))
 
-    def _let_go(self, relayed: Relayed) -> None:
+    def _release_endpoint(self, relayed: Relayed) -> None:
         """The plane's attempt is over, if it made one."""
         if relayed.endpoint >= 0:
             self._endpoints.give_back(relayed.endpoint)
@@ -270,7 +216,7 @@ class Relays:
             return None
         return stream, stream.relayed
 
-    def _on_answered(self, record: EventRecord) -> None:
+    def _on_response(self, record: EventRecord) -> None:
         found = self._find(record[2], record[3])
         if found is None:
             return
@@ -290,7 +236,7 @@ class Relays:
             return
         stream, relayed = found
         assert relayed.attempt is not None
-        self._let_go(relayed)
+        self._release_endpoint(relayed)
         kind = _KINDS[reason]
         is_streaming = bool(flags & m.FAILED_STREAMING)
         if kind is not FailureKind.NO_RESOURCES and not relayed.by_worker:
@@ -360,9 +306,9 @@ class Relays:
             # The plane knows how long closing took of its own connections only.
             closed = relayed.relay.cancelled if record[4] == st.CLIENT_GONE else None
             self.transfers.cancel(stream.slot, stream.generation, closed)
-        self._let_go(relayed)
+        self._release_endpoint(relayed)
         relayed.attempt = None
-        self._account(relayed, _outcome(record, relayed.usage))
+        self._account(relayed, outcome_of(record, relayed.usage))
         relayed.kept.clear()
 
     def _account(self, relayed: Relayed, outcome: Outcome) -> None:
@@ -419,36 +365,3 @@ def _ending(error: RelayError, stream: Stream) -> Ending:
     if len(response) + len(event) > m.PAYLOAD_BYTES_MAX:
         return ending
     return Ending(response + event, len(response))
-
-
-def _outcome(record: EventRecord, usage: EventRecord | None) -> Outcome:
-    """What became of a stream, from its ENDED and the USAGE before it."""
-    reason, ended_ns, accepted_ns, sent = record[4], record[6], record[10], record[11]
-    duration_s = (ended_ns - accepted_ns) / 1e9
-    if usage is None:
-        return Outcome(st.REASONS[reason], reason == st.COMPLETE, sent, duration_s, None, None, 0, None, None, 0)
-    first_token_s = usage[10] / 1e9 if usage[10] >= 0 else None
-    return Outcome(
-        reason=st.REASONS[reason],
-        is_complete=reason == st.COMPLETE,
-        bytes_sent=sent,
-        duration_s=duration_s,
-        first_token_s=first_token_s,
-        last_token_s=None if first_token_s is None else duration_s,
-        token_count=usage[12],
-        prompt_tokens=usage[6] if usage[6] >= 0 else None,
-        completion_tokens=usage[7] if usage[7] >= 0 else None,
-        malformed_events=usage[8],
-        cancel_s=usage[11] / 1e9 if usage[11] >= 0 else None,
-        stale_retries=usage[9],
-    )
-
-
-def _unopened(reason: int) -> Outcome:
-    """The outcome of a stream that never began."""
-    return Outcome(st.REASONS[reason], False, 0, 0.0, None, None, 0, None, None, 0)
-
-
-def relaying_backends(registry: Iterable[tuple[str, Backend]]) -> dict[str, RelayingBackend]:
-    """Those of the registry that relay."""
-    return {name: backend for name, backend in registry if is_relaying(backend)}

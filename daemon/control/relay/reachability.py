@@ -14,7 +14,7 @@ import socket
 import time
 from typing import TYPE_CHECKING, NamedTuple
 
-from daemon.control.relay.resolver import unpacked
+from daemon.control.relay.sockaddr import unpacked
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable

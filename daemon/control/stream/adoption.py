@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from backends.interface import Backend, Format, Paced, Request
-    from daemon.control.relay.attempts import Relayed
+    from daemon.control.stream.relayed import Relayed
 
 HEAD_BYTES_MAX = 2048  # of a response head that the HTTP front makes
 

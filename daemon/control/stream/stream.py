@@ -8,8 +8,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from backends.interface import Format
-    from daemon.control.relay.attempts import Relayed
-    from daemon.control.workers.pool import Job
+    from daemon.control.stream.job import Job
+    from daemon.control.stream.relayed import Relayed
 
 
 class Observer(Protocol):

@@ -16,6 +16,7 @@ from collections import deque
 from typing import TYPE_CHECKING, NamedTuple
 
 from backends.relay import Failure, FailureKind
+from daemon.control.channel.command_pipe import CommandBatches
 from daemon.control.channel.commands import pack_with_tail, tail
 from daemon.control.channel.events import EVENT, READ_BYTES, whole_records
 from daemon.control.transfers.errors import failure_of
@@ -47,67 +48,6 @@ class Cancel(NamedTuple):
     key: Key
     asked_s: float
     closed: Callable[[float], None] | None  # told how long that took, where it was a client's leaving
-
-
-class CommandBatches:
-    """Commands for the plane, many in one write. What finds no room waits; its senders look at `is_blocked`."""
-
-    __slots__ = ("_batch", "_batch_bytes", "_epoll", "_fd", "_is_closed", "_waiting")
-
-    def __init__(self, fd: int, epoll: select.epoll) -> None:
-        """`fd` must not block; it is put into `epoll` while there is no room in it."""
-        self._fd = fd
-        self._epoll = epoll
-        self._is_closed = False
-        self._batch: list[bytes] = []
-        self._batch_bytes = 0
-        self._waiting: deque[bytes] = deque()
-
-    def is_blocked(self) -> bool:
-        """Whether the pipe was full: nothing but the rest of what was begun may be added."""
-        return bool(self._waiting)
-
-    def add(self, command: bytes) -> None:
-        """Send a command with the next flush, or before."""
-        size = len(command)
-        self._batch_bytes += size
-        if self._batch_bytes > m.MESSAGE_BYTES_MAX:
-            self.flush()
-            self._batch_bytes = size
-        self._batch.append(command)
-
-    def flush(self) -> None:
-        """Send what was added."""
-        if not self._batch:
-            return
-        data = b"".join(self._batch)
-        self._batch.clear()
-        self._batch_bytes = 0
-        if self._waiting:
-            self._waiting.append(data)
-        elif not self._write(data):
-            self._waiting.append(data)
-            self._epoll.register(self._fd, select.EPOLLOUT)
-
-    def drain(self) -> None:
-        """There is room again."""
-        while self._waiting and self._write(self._waiting[0]):
-            self._waiting.popleft()
-        if not self._waiting:
-            self._epoll.unregister(self._fd)
-
-    def _write(self, data: bytes) -> bool:
-        if self._is_closed:
-            return True
-        try:
-            written = os.write(self._fd, data)
-        except BlockingIOError:
-            return False
-        except BrokenPipeError:
-            self._is_closed = True  # the plane is gone; the service ends the process
-            return True
-        assert written == len(data), "the kernel split a write of at most PIPE_BUF bytes"
-        return True
 
 
 class TransferLoop:

@@ -1,7 +1,7 @@
 """The thread pool: a bounded queue of streams that wait for a worker (llm_queued), and the threads that take them.
 
 Jobs are given out on the main thread; daemon/control/workers/thread.py is what a thread does with one. Threads are
-started when they are first needed. A job's fields are written by one side each, and the lock guards the queue alone.
+started when they are first needed. The lock guards the queue alone.
 """
 
 from __future__ import annotations
@@ -13,57 +13,14 @@ from collections import OrderedDict
 from typing import TYPE_CHECKING
 
 from daemon.control.process.rate_limited_log import RareLog
-from daemon.control.workers.thread import Worker
+from daemon.control.workers.thread import WorkerThread
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from backends.interface import Backend, Format, Request
+    from daemon.control.stream.job import Job
 
 logger = logging.getLogger(__name__)
-
-
-class Job:
-    """A stream for a worker. Compared by identity."""
-
-    __slots__ = (
-        "awaits_upload",
-        "backend",
-        "cancelled",
-        "chunked",
-        "ended",
-        "generation",
-        "has_body",
-        "head",
-        "lines",
-        "name",
-        "request",
-        "settled",
-        "slot",
-        "style",
-        "worker",
-    )
-
-    def __init__(self, slot: int, generation: int, name: str, backend: Backend, request: Request) -> None:
-        """A job that streams with the standard head, without chunked framing; admission changes that where needed."""
-        self.slot = slot
-        self.generation = generation
-        self.name = name
-        self.backend = backend
-        self.request = request
-        self.head: bytes | None = None  # None is the standard head
-        self.style: Format = backend.format  # the form of its errors
-        self.lines: bytes | None = None  # of its responses that are errors; None for a handoff
-        self.chunked = False
-        self.has_body = False
-        # Written by the main thread.
-        self.cancelled = False  # the stream has been stopped: what is still sent is dropped
-        self.ended = False  # and the plane has let go of everything
-        # Written by the worker; the main thread asks when a deadline has passed.
-        self.awaits_upload = False  # it waits for the next piece of the body, so it is the client that is silent
-        # Written by the pool, under its lock, and by the worker.
-        self.worker: Worker | None = None
-        self.settled = False  # the worker is done with it and holds nothing for it
 
 
 class WorkerPool:
@@ -87,8 +44,8 @@ class WorkerPool:
         self._lock = threading.Lock()
         self._queue: OrderedDict[Job, None] = OrderedDict()
         self._reserved = 0  # admitted, but their OPEN is not in the pipe yet
-        self._idle: list[Worker] = []
-        self._workers: list[Worker] = []
+        self._idle: list[WorkerThread] = []
+        self._workers: list[WorkerThread] = []
         self.stopping = False
         self._rare = RareLog(logger)
 
@@ -147,7 +104,7 @@ class WorkerPool:
         if not job.settled:
             self.cancel(job)
 
-    def take(self, worker: Worker) -> Job | None:
+    def take(self, worker: WorkerThread) -> Job | None:
         """The next job; None when the pool stops. Called by the workers' threads."""
         while True:
             with self._lock:
@@ -187,7 +144,9 @@ class WorkerPool:
         channel = len(self._workers) + 1
         event_fd = self._event_fds[channel - 1]
         try:
-            worker = Worker(self, channel, event_fd, self._command_fd, self._output_block_bytes, self._credit_bytes)
+            worker = WorkerThread(
+                self, channel, event_fd, self._command_fd, self._output_block_bytes, self._credit_bytes
+            )
         except OSError as error:
             self._rare.warn(f"no descriptors for another worker, streams wait in the queue: {error}", "no_worker")
             return

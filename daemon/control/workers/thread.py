@@ -15,7 +15,7 @@ import signal
 import threading
 import time
 from collections import deque
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Protocol, cast
 
 from backends.interface import BackendError, BodyTruncated, Cancelled, paced_chunks
 from backends.relay import Relay
@@ -30,7 +30,7 @@ from daemon.plane import state as st
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from daemon.control.workers.pool import Job, WorkerPool
+    from daemon.control.stream.job import Job
 
 logger = logging.getLogger(__name__)
 
@@ -38,11 +38,21 @@ _CHECK_NS = 1_000_000  # events are looked for this often while a backend yields
 _COMMON = tail()
 
 
-class Worker:
+class JobSource(Protocol):
+    """What a worker asks for jobs: the pool."""
+
+    stopping: bool  # no worker begins or goes on with a stream
+
+    def take(self, worker: WorkerThread) -> Job | None:
+        """The next job; None when the pool stops. Waits for one, by the worker's own `wait_idle`."""
+        ...
+
+
+class WorkerThread:
     """The thread, its event channel and the stream it feeds. It is also the `Control` of that stream's request."""
 
     def __init__(
-        self, pool: WorkerPool, channel: int, event_fd: int, command_fd: int, output_block_bytes: int, credit_bytes: int
+        self, pool: JobSource, channel: int, event_fd: int, command_fd: int, output_block_bytes: int, credit_bytes: int
     ) -> None:
         """`event_fd` reads the plane's channel `channel`; neither descriptor blocks. The pool starts the thread."""
         self._pool = pool

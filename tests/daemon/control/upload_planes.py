@@ -15,7 +15,7 @@ from backends.registry import Registry
 from config.mel import MelBackend
 from config.settings import Backend, Performance, Server, Settings, ThreadPool, Timeouts
 from daemon.control.admission.admission import Admission
-from daemon.control.channel.commands import CommandWriter
+from daemon.control.channel.command_pipe import CommandWriter
 from daemon.control.channel.events import EventReader
 from daemon.control.channel.scripts import ScriptBook
 from daemon.control.stream.adoption import Adoption

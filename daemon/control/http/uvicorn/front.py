@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 import msgspec
 from starlette.responses import Response
 
-from daemon.control.admission.handoff import Refusal
+from daemon.control.admission.refusal import Refusal
 from daemon.control.http.api.errors import ApiError
 from daemon.control.http.uvicorn.inner import InnerStream
 from daemon.control.http.uvicorn.interface import StreamCut

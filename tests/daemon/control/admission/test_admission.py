@@ -20,8 +20,8 @@ from backends.mock import MESSAGE_COUNT, MESSAGES, Mock
 from backends.registry import Registry
 from config.settings import Backend, Limits, MockBackend, Performance, Server, Settings, Streaming, ThreadPool, Timeouts
 from daemon.control.admission.admission import Admission
-from daemon.control.admission.handoff import Refusal
-from daemon.control.channel.commands import CommandWriter
+from daemon.control.admission.refusal import Refusal
+from daemon.control.channel.command_pipe import CommandWriter
 from daemon.control.channel.events import EventReader
 from daemon.control.channel.responses import STANDARD_HEAD
 from daemon.control.channel.scripts import ScriptBook

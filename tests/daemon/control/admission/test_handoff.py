@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as some
 
 from backends.interface import Fields, Request
-from daemon.control.admission.handoff import BLOCKED_HEADERS, Refusal, decode, header_lines
+from daemon.control.admission.handoff import BLOCKED_HEADERS, decode, header_lines
+from daemon.control.admission.refusal import Refusal
 
 
 @pytest.mark.parametrize("data", [b"", b"\0", b"{}", b' {"unknown": [1, {"deep": null}]} '])

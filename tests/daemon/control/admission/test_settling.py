@@ -14,7 +14,7 @@ from backends.mock import Mock
 from backends.registry import Registry
 from config.settings import Server, Settings
 from daemon.control.admission.admission import Admission
-from daemon.control.channel.commands import CommandWriter
+from daemon.control.channel.command_pipe import CommandWriter
 from daemon.control.channel.scripts import ScriptBook
 from daemon.control.relay.attempts import Relays
 from daemon.control.relay.reachability import Reachability

@@ -8,7 +8,8 @@ from hypothesis import strategies as some
 
 from config.settings import Settings
 from daemon.control.admission import user_limits
-from daemon.control.admission.user_limits import UserLimits, policy_of, remembered
+from daemon.control.admission.policy import policy_of
+from daemon.control.admission.user_limits import UserLimits, remembered
 
 
 def test_the_policy_is_what_the_settings_say() -> None:

@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as some
 
-from daemon.control.channel.commands import CommandWriter, pack, pack_with_tail, tail
+from daemon.control.channel.command_pipe import CommandWriter
+from daemon.control.channel.commands import pack, pack_with_tail, tail
 from daemon.plane import messages as m
 from tests.daemon.control.channels import Channels, parse
 

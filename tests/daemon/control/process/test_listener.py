@@ -19,6 +19,12 @@ from typing import TYPE_CHECKING
 import pytest
 
 from daemon.control.process import listener as listener_module
+from daemon.control.process.descriptor_limits import (
+    DESCRIPTOR_RESERVE,
+    connections_that_fit,
+    raise_descriptor_limit,
+    streams_that_fit,
+)
 from daemon.control.process.exit_codes import (
     EXIT_CANNOT_CREATE,
     EXIT_CONFIGURATION,
@@ -26,15 +32,7 @@ from daemon.control.process.exit_codes import (
     EXIT_NO_PERMISSION,
     StartError,
 )
-from daemon.control.process.listener import (
-    DESCRIPTOR_RESERVE,
-    Listener,
-    ListenerOptions,
-    connections_that_fit,
-    open_listener,
-    raise_descriptor_limit,
-    streams_that_fit,
-)
+from daemon.control.process.listener import Listener, ListenerOptions, open_listener
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator

@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING
 import pytest
 
 from backends.relay import Attempt, Origin, Outcome, Relay
-from daemon.control.channel.commands import CommandWriter
-from daemon.control.relay.attempts import Relayed, Relays
+from daemon.control.channel.command_pipe import CommandWriter
+from daemon.control.relay.attempts import Relays
 from daemon.control.relay.reachability import Reachability
 from daemon.control.relay.resolver import Resolver
 from daemon.control.stream.client_outcome import Told
+from daemon.control.stream.relayed import Relayed
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -17,7 +17,8 @@ import uvloop
 
 from backends.relay import Origin
 from daemon.control.relay import resolver as module
-from daemon.control.relay.resolver import Resolver, literal_addresses, packed_ipv4, packed_ipv6, packed_unix, unpacked
+from daemon.control.relay.resolver import Resolver
+from daemon.control.relay.sockaddr import literal_addresses, packed_ipv4, packed_ipv6, packed_unix, unpacked
 
 TIMEOUT_S = 30.0
 

@@ -19,7 +19,8 @@ import pytest
 
 from backends.interface import Backend, BackendError, Cancelled, Fields, Request
 from daemon.control.channel.responses import STANDARD_HEAD
-from daemon.control.workers.pool import Job, WorkerPool
+from daemon.control.stream.job import Job
+from daemon.control.workers.pool import WorkerPool
 from daemon.plane import messages as m
 from daemon.plane import state as st
 from tests.daemon.control.channels import Channels, Recorded, event, parse
