@@ -31,6 +31,7 @@ from daemon.control.process.systemd import Heartbeat, Notifier
 from daemon.control.telemetry.pages import Condition, health_page, metrics_page, ready_page
 from daemon.control.telemetry.server import MonitoringServer
 from daemon.control.telemetry.stream_counts import Accounts, summary
+from daemon.control.telemetry.stream_table import log_streams
 from daemon.control.telemetry.upstream_pages import relay_collectors, upstream_statuses
 from daemon.control.warmup import load_or_compile
 from daemon.control.wiring import THREADS_WAIT_S, Planes
@@ -110,7 +111,7 @@ class Service:
         self._heartbeat = Heartbeat(self._notifier, self._planes.ping)
         self._planes.start(self._listener.socket.fileno(), self._accounts, self._heartbeat.pong, self._data_plane_died)
         await self._start_monitoring(registry)
-        signals.install_others(self._loop, self._reload, self._planes.log_table)
+        signals.install_others(self._loop, self._reload, functools.partial(log_streams, self._planes))
         self._announce(self._listener)
 
     async def run(self) -> None:

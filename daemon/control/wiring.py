@@ -22,7 +22,6 @@ from daemon.control.relay.backends import relaying_backends
 from daemon.control.relay.final_events import last_events
 from daemon.control.relay.reachability import Reachability
 from daemon.control.relay.resolver import Resolver
-from daemon.control.telemetry import stream_table
 from daemon.control.transfers.client import Transfers
 from daemon.control.workers.pool import WorkerPool
 from daemon.loop import DataPlane
@@ -55,7 +54,7 @@ class Planes:
         self.plane = allocate(settings)
         self._scripts = ScriptBook(self.plane, (script for _, backend in registry for script in backend.scripts()))
         self._listener_is_idle = asyncio.Event()
-        self._is_table_wanted = False
+        self._table_copied: Callable[[], None] | None = None
         self._rare = RareLog(logger)
         self.relaying = relaying_backends(registry)
         self.relays: Relays | None = None
@@ -124,9 +123,9 @@ class Planes:
         """Ask the data plane for a sign of life: `pong` will be called."""
         self._writer.send(kind=m.PING, cookie=cookie)
 
-    def log_table(self) -> None:
-        """Log all live streams, as soon as the data plane has copied its table."""
-        self._is_table_wanted = True
+    def copy_table(self, copied: Callable[[], None]) -> None:
+        """Have the data plane copy its table; `copied` is called when `plane.snapshot` has it."""
+        self._table_copied = copied
         self._writer.send(kind=m.TABLE)
 
     async def let_go_of_listener(self) -> None:
@@ -176,10 +175,9 @@ class Planes:
 
     def _table_ready(self, _record: EventRecord) -> None:
         # The copy stays as it is until the next TABLE, and only we ask for one.
-        if self._is_table_wanted:
-            self._is_table_wanted = False
-            for line in stream_table.lines(self.plane.snapshot, time.monotonic_ns(), self.admission.backend_of):
-                logger.info("%s", line)
+        copied, self._table_copied = self._table_copied, None
+        if copied is not None:
+            copied()
 
     def _accept_paused(self, record: EventRecord) -> None:
         self.is_accepting = False

@@ -210,9 +210,9 @@ def test_warm_cache_warms_mel_where_it_is_enabled(monkeypatch: pytest.MonkeyPatc
 @pytest.mark.timeout(600)
 def test_a_cache_that_holds_mel_alone_is_cold(directory: Path) -> None:
     code = (
-        "import config.compilation, os, pathlib; from daemon.control import warming;"
-        "warming.warm_mel(print); found = pathlib.Path(os.environ['NUMBA_CACHE_DIR']);"
-        "assert list(found.rglob('batch.*.nbc')), 'nothing was kept'; assert warming._is_cold(found)"
+        "import config.compilation, os, pathlib; from daemon.control import warmup;"
+        "warmup.warm_mel(print); found = pathlib.Path(os.environ['NUMBA_CACHE_DIR']);"
+        "assert list(found.rglob('batch.*.nbc')), 'nothing was kept'; assert warmup._is_cold(found)"
     )
     environment = {**os.environ, "STREAMING_DAEMON_CACHE_DIR": str(directory / "cache")}
     environment.pop("NUMBA_CACHE_DIR", None)

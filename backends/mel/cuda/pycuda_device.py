@@ -15,9 +15,9 @@ import numpy as np
 import pycuda.driver as _driver  # type: ignore[import-not-found,import-untyped,unused-ignore]
 import pycuda.tools as _tools  # type: ignore[import-not-found,import-untyped,unused-ignore]
 
-from backends.mel.cuda import toolchain
 from backends.mel.cuda.device import ArrayArgument, Device, DeviceError, KernelKey
 from backends.mel.cuda.layout import CLAMP_BLOCK, LOG_MEL_BLOCK, SHARED_BYTES
+from backends.mel.cuda.ptx import kernel_ptx
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -159,7 +159,7 @@ class PycudaDevice:
     def _function(self, key: KernelKey) -> Any:
         """Load a variant once."""
         if key not in self._functions:
-            ptx, name = toolchain.kernel_ptx(key, self._capability)
+            ptx, name = kernel_ptx(key, self._capability)
             module = _checked(driver.module_from_buffer, ptx.encode() + b"\0")
             function = _checked(module.get_function, name)
             if key.name == "log_mel":

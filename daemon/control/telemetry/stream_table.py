@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+import logging
+import time
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +17,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from daemon.control.wiring import Planes
+
 # Type checkers know no record arrays: these are records of daemon/plane/table.py's STREAM.
 StreamRecords = Any
 
@@ -22,6 +27,18 @@ HEADING = (
     f"{'slot':>7} {'generation':>10} {'state':<12} {'age s':>9} {'first byte s':>12} {'bytes':>12} {'messages':>9}"
     "  backend"
 )
+
+logger = logging.getLogger(__name__)
+
+
+def log_streams(planes: Planes) -> None:
+    """Log all live streams, as soon as the data plane has copied its table."""
+    planes.copy_table(functools.partial(_log, planes))
+
+
+def _log(planes: Planes) -> None:
+    for line in lines(planes.plane.snapshot, time.monotonic_ns(), planes.admission.backend_of):
+        logger.info("%s", line)
 
 
 def lines(snapshot: StreamRecords, now_ns: int, backend_of: Callable[[int], str]) -> Iterator[str]:

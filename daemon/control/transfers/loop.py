@@ -201,7 +201,7 @@ class TransferLoop:
         self._drop(key)  # an earlier attempt whose end was not waited for
         try:
             pool = self._pool(transfer.attempt.origin)
-            transfer.attach(pool, pool.handle(), self._touched, self._deadlines)
+            transfer.attach(pool.facts, pool.handle(), self._touched, self._deadlines, pool.write_pause)
             pool.add(transfer)
         # ImportError, pycurl.error, a path that is no ASCII: the request or the installation is at fault.
         except Exception:
@@ -216,6 +216,10 @@ class TransferLoop:
             pool = self._pools[origin] = Pool(load(), origin, self._epoll, self._sockets, self._touched)
         return pool
 
+    def _pool_of(self, transfer: Transfer) -> Pool:
+        """The pool that carries out a transfer: it stays as long as libcurl has the transfer."""
+        return self._pools[transfer.attempt.origin]
+
     # ------------------------------------------------------------------------------------------------------- ends
 
     def _end(self, transfer: Transfer, code: int, message: str) -> None:
@@ -226,18 +230,18 @@ class TransferLoop:
             transfer.has_ended = True
             transfer.is_complete = code == 0
             self._touched.append(transfer)
-            transfer.pool.remove(transfer)
+            self._pool_of(transfer).remove(transfer)
         else:
             self._fail(transfer, transfer.failure or self._reason(transfer, code, message))
 
-    @staticmethod
-    def _reason(transfer: Transfer, code: int, message: str) -> Failure:
+    def _reason(self, transfer: Transfer, code: int, message: str) -> Failure:
         if transfer.phase == Phase.STATUS_BODY:
             return transfer.status_failure()
         if code == 0:
             return Failure(FailureKind.HEAD_MALFORMED, detail="its answer has no head")
-        pool = transfer.pool
-        return failure_of(code, message, pool.system_error(transfer), pool.origin, has_connected=pool.has_answered)
+        system_error = self._pool_of(transfer).system_error(transfer)
+        has_connected = transfer.facts.has_answered
+        return failure_of(code, message, system_error, transfer.attempt.origin, has_connected=has_connected)
 
     def _expire(self, transfer: Transfer) -> None:
         if transfer.phase == Phase.CONNECTING:
@@ -283,7 +287,7 @@ class TransferLoop:
         self._deadlines.clear(transfer)
         if not transfer.has_ended:
             transfer.has_ended = True
-            transfer.pool.remove(transfer)
+            self._pool_of(transfer).remove(transfer)
 
     def _end_all(self) -> None:
         """Something is wrong with the thread: tell everyone who waits, and begin afresh."""
@@ -414,7 +418,7 @@ class TransferLoop:
 
     def _resume(self, transfer: Transfer) -> None:
         try:
-            transfer.pool.resume(transfer)
+            self._pool_of(transfer).resume(transfer)
         except load().error as error:
             logger.debug("a paused transfer could not go on: %s", error)
             self._end(transfer, 1, "")

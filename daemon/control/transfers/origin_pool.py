@@ -13,6 +13,7 @@ import time
 from typing import TYPE_CHECKING, NamedTuple
 
 from daemon.control.transfers.libcurl import system_ca_file
+from daemon.control.transfers.transfer import OriginFacts
 
 if TYPE_CHECKING:
     from backends.relay import Attempt, Origin
@@ -46,9 +47,7 @@ class Pool:
         self._libcurl = libcurl
         self.origin = origin
         self.write_pause = libcurl.WRITEFUNC_PAUSE
-        # It streams with a Content-Length: what stands behind would be the next answer, so connections serve once.
-        self.counts_bodies = False
-        self.has_answered = False  # so it speaks the version of HTTP that we do
+        self.facts = OriginFacts()
         self.transfers: dict[Easy, Transfer] = {}
         self.ended: list[tuple[Transfer, int, str]] = []  # with CURLcode and message
         self.due_s = _NEVER_S  # when libcurl wants to be called
@@ -240,8 +239,11 @@ class Pool:
             (curl.HTTP_VERSION, self._http_version()),
             (curl.PIPEWAIT, int(origin.http2)),
             # A bound of no idle connections is for HTTP/1.1: by HTTP/2 it would undo the sharing, so one is kept.
-            (curl.FORBID_REUSE, int(self.counts_bodies or (not origin.http2 and not origin.idle_connections_max))),
-            (curl.FRESH_CONNECT, int(self.counts_bodies)),
+            (
+                curl.FORBID_REUSE,
+                int(self.facts.counts_bodies or (not origin.http2 and not origin.idle_connections_max)),
+            ),
+            (curl.FRESH_CONNECT, int(self.facts.counts_bodies)),
             (curl.PREREQFUNCTION, transfer.request_begins),
             (curl.HEADERFUNCTION, transfer.take_head),
             (curl.WRITEFUNCTION, transfer.take_body),

@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
     from backends.relay import Attempt
     from daemon.control.transfers.libcurl import Easy
-    from daemon.control.transfers.origin_pool import Pool
 
 HEAD_BYTES_MAX = 64 * 1024
 STATUS_BODY_BYTES_MAX = 64 * 1024
@@ -81,6 +80,17 @@ class Deadlines:
         return late
 
 
+class OriginFacts:
+    """What transfers have found out about their origin, for those that follow."""
+
+    __slots__ = ("counts_bodies", "has_answered")
+
+    def __init__(self) -> None:
+        # It streams with a Content-Length: what stands behind would be the next answer, so connections serve once.
+        self.counts_bodies = False
+        self.has_answered = False  # so it speaks the version of HTTP that we do
+
+
 class Transfer:
     """One attempt. Compared by identity."""
 
@@ -97,6 +107,7 @@ class Transfer:
         "deadline_s",
         "deadlines",
         "easy",
+        "facts",
         "failure",
         "generation",
         "has_ended",
@@ -108,7 +119,6 @@ class Transfer:
         "number",
         "pending",
         "phase",
-        "pool",
         "pushed_bytes",
         "reads",
         "slot",
@@ -142,14 +152,16 @@ class Transfer:
         self.lingered_bytes = 0
         self.reads = -1  # the connection's socket, if it reads for all transfers on it
 
-    def attach(self, pool: Pool, easy: Easy, touched: list[Transfer], deadlines: Deadlines) -> None:
-        """What it is carried out with."""
+    def attach(
+        self, facts: OriginFacts, easy: Easy, touched: list[Transfer], deadlines: Deadlines, write_pause: int
+    ) -> None:
+        """What it is carried out with; `write_pause` is what a callback returns to libcurl to be paused."""
         self.has_ended = False
-        self.pool = pool
+        self.facts = facts
         self.easy = easy
         self.deadlines = deadlines
         self._touched = touched
-        self._write_pause = pool.write_pause
+        self._write_pause = write_pause
         connect_timeout_ms = self.attempt.origin.connect_timeout_ms
         if connect_timeout_ms:
             deadlines.set(self, time.monotonic() + connect_timeout_ms / 1000)
@@ -228,7 +240,7 @@ class Transfer:
 
     def _judge(self) -> int | None:
         """The head is complete: is it a stream?"""
-        self.pool.has_answered = True
+        self.facts.has_answered = True
         self.deadlines.clear(self)
         status, headers = self.status, self.headers
         if status == 0:
@@ -247,7 +259,7 @@ class Transfer:
         if headers.get("content-type", "").partition(";")[0].strip().lower() != _EVENT_STREAM:
             return self._abort(FailureKind.NOT_A_STREAM, "its answer is no event stream")
         if self._counts_body:
-            self.pool.counts_bodies = True
+            self.facts.counts_bodies = True
         self.phase = Phase.STREAMING
         self.is_start_due = True
         self._touched.append(self)

@@ -5,13 +5,11 @@ from __future__ import annotations
 import ipaddress
 import re
 import socket
-import ssl
-import stat
-from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import urlsplit
 
 from daemon.control.http.api.keys import Keys, KeysError
+from daemon.control.http.server.tls import load_certificates
 from daemon.control.process.exit_codes import EXIT_CONFIGURATION, StartError
 
 if TYPE_CHECKING:
@@ -73,37 +71,6 @@ def read_keys(settings: Http) -> Keys | None:
         return Keys(settings.api_keys_file)
     except KeysError as error:
         raise _wrong(f"http.api_keys_file: {error}") from error
-
-
-def load_certificates(settings: Http) -> ssl.SSLContext | None:
-    """A context with the certificate and its key; None without TLS. Raises StartError where they cannot be used.
-
-    Both files are set or none, and nobody is asked for a passphrase.
-    """
-    if bool(settings.tls_certificate_file) != bool(settings.tls_key_file):
-        raise _wrong("http.tls_certificate_file and http.tls_key_file belong together: set both, or none")
-    if not settings.tls_certificate_file:
-        return None
-    for name in ("tls_certificate_file", "tls_key_file"):
-        path = Path(getattr(settings, name))
-        try:
-            # A pipe would be waited for, and at a reload everybody's streams with it.
-            text = path.read_bytes() if stat.S_ISREG(path.stat().st_mode) else None
-        except OSError as error:
-            raise _wrong(f'http.{name} = "{path}" cannot be read: {error.strerror}') from error
-        if text is None or b"-----BEGIN " not in text:
-            raise _wrong(f'http.{name} = "{path}" is no PEM file')
-        if name == "tls_key_file" and b"ENCRYPTED" in text:
-            raise _wrong(f'http.{name} = "{path}" has a passphrase, and nobody is asked for one: take it off')
-    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    try:
-        context.load_cert_chain(settings.tls_certificate_file, settings.tls_key_file, password="")
-    except (OSError, ssl.SSLError) as error:
-        raise _wrong(
-            f'http.tls_certificate_file = "{settings.tls_certificate_file}" and http.tls_key_file = '
-            f'"{settings.tls_key_file}" do not belong together, or one of them is damaged: {error}'
-        ) from error
-    return context
 
 
 def _check_origin(origin: str) -> None:

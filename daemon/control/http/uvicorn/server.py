@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import ssl
 from email.utils import formatdate
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +11,8 @@ import uvicorn
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 from uvicorn.server import ServerState
 
-from daemon.control.http.server.startup_checks import check_places, load_certificates, parse_address, resolve
+from daemon.control.http.server.startup_checks import check_places, parse_address, resolve
+from daemon.control.http.server.tls import RenewableContext, load_certificates
 from daemon.control.http.uvicorn.lingering import WRITE_TIMEOUT_S
 from daemon.control.http.uvicorn.taking import Bounds
 from daemon.control.http.uvicorn.whole import WholeTakingProtocol
@@ -29,35 +29,6 @@ WEBSOCKET_BYTES_MAX = 1 << 20  # one message
 WEBSOCKET_PING_S = 20.0
 
 logger = logging.getLogger(__name__)
-
-
-class _Renewable(ssl.SSLContext):
-    """What listeners are given, for as long as they listen: each handshake is made in the context of that moment.
-
-    To load another certificate into a context that is in use would leave an old one in it whose key is of another type.
-    """
-
-    current: ssl.SSLContext
-
-    @classmethod
-    def of(cls, context: ssl.SSLContext | None) -> _Renewable | None:
-        """Begin with this one; None without TLS."""
-        if context is None:
-            return None
-        made = cls(ssl.PROTOCOL_TLS_SERVER)
-        made.current = context
-        return made
-
-    def wrap_bio(
-        self,
-        incoming: ssl.MemoryBIO,
-        outgoing: ssl.MemoryBIO,
-        server_side: bool = False,
-        server_hostname: str | bytes | None = None,
-        session: ssl.SSLSession | None = None,
-    ) -> ssl.SSLObject:
-        """A handshake begins."""
-        return self.current.wrap_bio(incoming, outgoing, server_side, server_hostname, session)
 
 
 class HttpServer:
@@ -97,7 +68,7 @@ class HttpServer:
             ws_ping_interval=WEBSOCKET_PING_S,
             ws_ping_timeout=WEBSOCKET_PING_S,
         )
-        self._tls = _Renewable.of(load_certificates(settings))
+        self._tls = RenewableContext.of(load_certificates(settings))
         # What clients get wrong is answered, and no news for the operator.
         logging.getLogger("uvicorn.error").setLevel(logging.ERROR)
         self._config.load()
