@@ -16,7 +16,7 @@ from daemon.control.admission.admission import Admission
 from daemon.control.channel.command_pipe import CommandWriter
 from daemon.control.channel.events import EventReader, EventRecord
 from daemon.control.channel.scripts import ScriptBook
-from daemon.control.process.rate_limited_log import RareLog
+from daemon.control.process.rate_limited_log import RateLimitedLog
 from daemon.control.relay.attempts import Relays
 from daemon.control.relay.backends import relaying_backends
 from daemon.control.relay.final_events import last_events
@@ -55,7 +55,7 @@ class Planes:
         self._scripts = ScriptBook(self.plane, (script for _, backend in registry for script in backend.scripts()))
         self._listener_is_idle = asyncio.Event()
         self._table_copied: Callable[[], None] | None = None
-        self._rare = RareLog(logger)
+        self._rare = RateLimitedLog(logger)
         self.relaying = relaying_backends(registry)
         self.relays: Relays | None = None
         self.is_accepting = True  # false while the data plane is short of descriptors or slots

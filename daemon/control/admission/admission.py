@@ -31,7 +31,7 @@ from daemon.control.admission.refusal import Refusal
 from daemon.control.admission.user_limits import remembered
 from daemon.control.channel.commands import adopting, pack
 from daemon.control.channel.responses import typed_head
-from daemon.control.process.rate_limited_log import RareLog
+from daemon.control.process.rate_limited_log import RateLimitedLog
 from daemon.control.relay.backends import is_relaying
 from daemon.control.stream.adoption import HEAD_BYTES_MAX, Entry
 from daemon.control.stream.job import Job
@@ -96,7 +96,7 @@ class Admission:
         self._writer = writer
         self._pool = pool
         self._observer = observer
-        self._rare = RareLog(logger)
+        self._rare = RateLimitedLog(logger)
         self._scratch = Scratch()
         self._clear_nonblocking = CLEAR_NONBLOCKING if kernel == "io_uring" else 0
         self._gate = Gate(self._rare)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from config.settings import Settings
     from daemon.control.admission.client_socket import Scratch
     from daemon.control.admission.policy import Policy
-    from daemon.control.process.rate_limited_log import RareLog
+    from daemon.control.process.rate_limited_log import RateLimitedLog
 
 RETRY_AFTER_S = 1  # of refusals for want of room: it may be free again at once
 RETRY_AFTER_DRAIN_S = 5
@@ -27,7 +27,7 @@ class Gate:
 
     __slots__ = ("_policy", "_rare", "draining", "users")
 
-    def __init__(self, rare: RareLog) -> None:
+    def __init__(self, rare: RateLimitedLog) -> None:
         """`apply` must follow."""
         self._rare = rare
         self.users = UserLimits(0, 0)

@@ -10,7 +10,7 @@ import anyio
 from daemon.control.http.api.keys import KeysError
 from daemon.control.http.api.model_routing import RELAYING_BACKEND, Router, Served, UpstreamModels
 from daemon.control.http.server.startup_checks import read_keys
-from daemon.control.http.uvicorn.application import Limits, Options, build
+from daemon.control.http.uvicorn.application import Options, ShownLimits, build
 from daemon.control.http.uvicorn.audio import BACKEND as MEL
 from daemon.control.http.uvicorn.audio import Audio, add_routes
 from daemon.control.http.uvicorn.front import HttpFront
@@ -129,6 +129,6 @@ class FrontEnd:
         models = tuple(UpstreamModels(upstream.name, tuple(upstream.options.models)) for upstream in upstreams)
         return Served(self._names, models, self._settings.backend.openai.model)
 
-    def _limits(self) -> Limits:
+    def _limits(self) -> ShownLimits:
         limits = self._settings.limits
-        return Limits(limits.streams_per_user, limits.requests_per_minute_per_user)
+        return ShownLimits(limits.streams_per_user, limits.requests_per_minute_per_user)

@@ -25,7 +25,7 @@ class _Kept:
         self.told: dict[str, object] = {}
 
 
-class RareLog:
+class RateLimitedLog:
     """Logs an event by its code: the first at once, then at most one line in ten seconds, with how many there were.
 
     Events that found no line are told of when the ten seconds are over (`tell_due`), or at the daemon's end.
@@ -72,7 +72,7 @@ class RareLog:
         self._logger.warning("%s", kept.message, extra={"reason": code, **kept.told, "count": count})
 
 
-_logs: weakref.WeakSet[RareLog] = weakref.WeakSet()
+_logs: weakref.WeakSet[RateLimitedLog] = weakref.WeakSet()
 
 
 def tell_all() -> None:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from backends.relay import Failure, FailureKind, Outcome, RelayError
 from daemon.control.channel.commands import pack, pack_with_tail, tail
 from daemon.control.channel.responses import Ending, answer_of, either
-from daemon.control.process.rate_limited_log import RareLog
+from daemon.control.process.rate_limited_log import RateLimitedLog
 from daemon.control.relay.endpoints import Endpoints
 from daemon.control.relay.outcomes import outcome_of, unopened_outcome
 from daemon.control.stream.relayed import Relayed
@@ -87,7 +87,7 @@ class Relays:
         self._series_numbers: dict[tuple[str, str], int] = {_OTHER: 0}
         self._endpoints = Endpoints(writer.add)
         self._untold: dict[Told, tuple[Relay, Outcome]] = {}  # over, but not what their clients get
-        self._rare = RareLog(logger)
+        self._rare = RateLimitedLog(logger)
         resolver.changed = self._forget
 
     @property

@@ -12,7 +12,7 @@ import time
 from collections import OrderedDict
 from typing import TYPE_CHECKING
 
-from daemon.control.process.rate_limited_log import RareLog
+from daemon.control.process.rate_limited_log import RateLimitedLog
 from daemon.control.workers.thread import WorkerThread
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ class WorkerPool:
         self._idle: list[WorkerThread] = []
         self._workers: list[WorkerThread] = []
         self.stopping = False
-        self._rare = RareLog(logger)
+        self._rare = RateLimitedLog(logger)
 
     @property
     def queued_count(self) -> int:

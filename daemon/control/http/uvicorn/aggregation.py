@@ -1,6 +1,6 @@
 """A stream's events, put together into the one object that a client gets who did not ask for a stream. Pure.
 
-`EventReader` finds events in bytes, however they are cut. `Assembly` takes what the events say: text is joined, calls
+`SseReader` finds events in bytes, however they are cut. `Assembly` takes what the events say: text is joined, calls
 of tools are matched by their index, lists are joined, and of anything else the last that is not null wins.
 """
 
@@ -34,7 +34,7 @@ class Event(NamedTuple):
     data: bytes
 
 
-class EventReader:
+class SseReader:
     """Finds whole events in a stream of bytes (WHATWG HTML 9.2): CR, LF or CRLF end a line, a BOM is skipped."""
 
     def __init__(self) -> None:

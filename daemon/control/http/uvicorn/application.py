@@ -23,7 +23,7 @@ from daemon.control.http.api.errors import ApiError, response_of
 from daemon.control.http.api.model_routing import Router, Served
 from daemon.control.http.assets import DOCS_HTML, PAGE_HEADERS, START_JS, STATIC, Assets, cached, swagger, tag_of
 from daemon.control.http.uvicorn import documentation
-from daemon.control.http.uvicorn.completions import Bounds, Completions
+from daemon.control.http.uvicorn.completions import Completions, RequestBounds
 from daemon.control.http.uvicorn.middleware import Guard, Requests
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ _TEXT_EVENTS = 'data: {"id":"cmpl-1","object":"text_completion",...}\n\ndata: [D
 _CHAT_EVENTS = 'data: {"id":"chatcmpl-1","object":"chat.completion.chunk",...}\n\ndata: [DONE]\n\n'
 
 
-class Limits(NamedTuple):
+class ShownLimits(NamedTuple):
     """What a user may do, for the headers of a 429; 0 = no limit."""
 
     streams_per_user: int = 0
@@ -63,7 +63,7 @@ class Options:
     router: Router = field(default_factory=lambda: Router(Served(frozenset())))
     pages: Mapping[str, Page] = field(default_factory=dict[str, "Page"])  # by path: /health, /ready, /metrics
     keys: Keys | None = None  # None: everybody may ask
-    limits: Callable[[], Limits] = Limits  # as they are now
+    limits: Callable[[], ShownLimits] = ShownLimits  # as they are now
     cors_origins: tuple[str, ...] = ()  # `*` is everybody; none: no CORS
     body_bytes_max: int = 8 << 20
     body_timeout_s: float = 30.0  # for a whole body
@@ -82,7 +82,9 @@ class PlainRoute(APIRoute):
 
 def completions_of(front: Front, options: Options) -> Completions:
     """The endpoints that generate."""
-    bounds = Bounds(options.body_bytes_max, options.body_timeout_s, options.answer_bytes_max, options.answer_timeout_s)
+    bounds = RequestBounds(
+        options.body_bytes_max, options.body_timeout_s, options.answer_bytes_max, options.answer_timeout_s
+    )
     return Completions(front, options.router, bounds, has_keys=options.keys is not None)
 
 
@@ -289,7 +291,7 @@ def _add_documentation(app: FastAPI, *, has_keys: bool) -> None:
 # ---- what goes wrong
 
 
-def _add_error_handlers(app: FastAPI, limits: Callable[[], Limits]) -> None:
+def _add_error_handlers(app: FastAPI, limits: Callable[[], ShownLimits]) -> None:
     async def of_api(_request: Request, error: Exception) -> Response:
         assert isinstance(error, ApiError)
         if error.status in {429, 503}:
@@ -333,7 +335,7 @@ def _methods_at(app: FastAPI, request: Request) -> set[str]:
     return found
 
 
-def _limit_headers(error: ApiError, limits: Limits) -> dict[str, str]:
+def _limit_headers(error: ApiError, limits: ShownLimits) -> dict[str, str]:
     """What a user may do and what is left of it, as the IETF's draft has it. Nothing of limits that are not ours."""
     wait_s = error.headers["Retry-After"]
     if error.code == "requests_per_minute_per_user" and limits.requests_per_minute_per_user:

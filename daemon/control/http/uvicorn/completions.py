@@ -17,7 +17,7 @@ from starlette.responses import Response
 from backends.interface import Fields, Message
 from backends.interface import Request as BackendRequest
 from daemon.control.http.api.errors import ApiError
-from daemon.control.http.uvicorn.aggregation import Assembly, EventReader
+from daemon.control.http.uvicorn.aggregation import Assembly, SseReader
 from daemon.control.http.uvicorn.body import collector_paused, read_json_body
 from daemon.control.http.uvicorn.interface import StreamCut
 from daemon.control.http.uvicorn.middleware import FAILED, caller_of
@@ -40,7 +40,7 @@ REFUSED = "streaming_daemon.refused"
 T = TypeVar("T")
 
 
-class Bounds(NamedTuple):
+class RequestBounds(NamedTuple):
     """What one request may take."""
 
     body_bytes_max: int
@@ -52,7 +52,7 @@ class Bounds(NamedTuple):
 class Completions:
     """Both endpoints."""
 
-    def __init__(self, front: Front, router: Router, bounds: Bounds, *, has_keys: bool) -> None:
+    def __init__(self, front: Front, router: Router, bounds: RequestBounds, *, has_keys: bool) -> None:
         """With keys of its own the daemon keeps the Authorization header to itself."""
         self._front = front
         self._router = router
@@ -174,7 +174,7 @@ class Completions:
         return assembly.result()
 
     async def _read(self, ticket: Ticket, assembly: Assembly, told: Told) -> None:
-        reader = EventReader()
+        reader = SseReader()
         length, limit = 0, self._bounds.answer_bytes_max
         # Closing it ends the stream, whatever else happens here.
         async with aclosing(cast("AsyncGenerator[bytes, None]", self._front.read(ticket, told))) as chunks:

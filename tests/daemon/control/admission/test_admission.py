@@ -18,7 +18,17 @@ from backends.interface import Backend as Base
 from backends.interface import BackendError, Cancelled, Fields, Paced, Request
 from backends.mock import MESSAGE_COUNT, MESSAGES, Mock
 from backends.registry import Registry
-from config.settings import Backend, Limits, MockBackend, Performance, Server, Settings, Streaming, ThreadPool, Timeouts
+from config.settings import (
+    BackendSettings,
+    Limits,
+    MockBackend,
+    Performance,
+    Server,
+    Settings,
+    Streaming,
+    ThreadPool,
+    Timeouts,
+)
 from daemon.control.admission.admission import Admission
 from daemon.control.admission.refusal import Refusal
 from daemon.control.channel.command_pipe import CommandWriter
@@ -165,12 +175,12 @@ def test_no_data_is_a_request_without_fields(desk: Callable[..., Desk], data: by
 
 
 def test_a_simulated_latency_holds_everything_back(desk: Callable[..., Desk]) -> None:
-    one = desk(backend=Backend(mock=MockBackend(latency_ms=300)))
+    one = desk(backend=BackendSettings(mock=MockBackend(latency_ms=300)))
     assert one.hand_over(b"{}").latency_ms == 300
 
 
 def test_tokens(desk: Callable[..., Desk]) -> None:
-    one = desk(backend=Backend(mock=MockBackend(tokens=100, tokens_per_second=1000, format="openai")))
+    one = desk(backend=BackendSettings(mock=MockBackend(tokens=100, tokens_per_second=1000, format="openai")))
     command = one.hand_over(b"{}")
     assert (command.message_count, command.interval_ps) == (100, 10**9)
     assert command.rest == b""
@@ -244,7 +254,7 @@ def test_an_unknown_backend_is_told_the_known_ones(desk: Callable[..., Desk]) ->
 
 
 def test_errors_follow_the_streams_format(desk: Callable[..., Desk]) -> None:
-    one = desk(backend=Backend(mock=MockBackend(tokens=1, format="openai")), limits=Limits(streams_per_user=1))
+    one = desk(backend=BackendSettings(mock=MockBackend(tokens=1, format="openai")), limits=Limits(streams_per_user=1))
     one.hand_over({"user_id": 1})
     command = one.hand_over({"user_id": 1}, slot=1)
     error = json.loads(command.payload.partition(b"\r\n\r\n")[2])["error"]
@@ -483,7 +493,7 @@ def test_with_the_pool_every_backend_is_queued_and_started_behind_its_open(desk:
 def test_a_full_queue_is_a_503(desk: Callable[..., Desk]) -> None:
     settings = {
         "thread_pool": ThreadPool(thread_pool=True, queue_count_max=2),
-        "backend": Backend(mock=MockBackend(latency_ms=60_000)),
+        "backend": BackendSettings(mock=MockBackend(latency_ms=60_000)),
     }
     one = desk(**settings)
     one.hand_over(b"{}")

@@ -8,7 +8,7 @@ import logging
 import pytest
 
 from daemon.control.process import rate_limited_log
-from daemon.control.process.rate_limited_log import INTERVAL_S, RareLog
+from daemon.control.process.rate_limited_log import INTERVAL_S, RateLimitedLog
 
 logger = logging.getLogger("tests.rare")
 
@@ -39,7 +39,7 @@ def lines(caplog: pytest.LogCaptureFixture) -> list[tuple[str, object, object]]:
 
 
 def test_the_first_has_a_line_and_the_rest_are_counted(clock: Clock, caplog: pytest.LogCaptureFixture) -> None:
-    rare = RareLog(logger)
+    rare = RateLimitedLog(logger)
     for _ in range(5):
         rare.warn("refused", "full")
     rare.warn("refused", "other")
@@ -50,7 +50,7 @@ def test_the_first_has_a_line_and_the_rest_are_counted(clock: Clock, caplog: pyt
 
 
 def test_what_had_no_line_is_told_of_when_it_may_have_one(clock: Clock, caplog: pytest.LogCaptureFixture) -> None:
-    rare = RareLog(logger)
+    rare = RateLimitedLog(logger)
     for number in range(4):
         rare.warn("refused", "full", detail=number)
     assert lines(caplog) == [("refused", "full", 1)]
@@ -71,7 +71,7 @@ def test_what_had_no_line_is_told_of_when_it_may_have_one(clock: Clock, caplog: 
 
 
 def test_codes_that_do_not_come_again_are_forgotten(clock: Clock, caplog: pytest.LogCaptureFixture) -> None:
-    rare = RareLog(logger)
+    rare = RateLimitedLog(logger)
     for number in range(100):
         rare.warn("relay failed", f"upstream {number}")
         clock.now_s += INTERVAL_S
@@ -81,7 +81,7 @@ def test_codes_that_do_not_come_again_are_forgotten(clock: Clock, caplog: pytest
 
 
 def test_at_the_end_every_log_tells_what_it_kept(clock: Clock, caplog: pytest.LogCaptureFixture) -> None:
-    logs = [RareLog(logger), RareLog(logger)]
+    logs = [RateLimitedLog(logger), RateLimitedLog(logger)]
     for rare in logs:
         for _ in range(3):
             rare.warn("refused", "full")
@@ -110,7 +110,7 @@ class Total(logging.Handler):
 
 def test_the_time_comes_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rate_limited_log, "INTERVAL_S", 0.01)
-    rare = RareLog(logger)
+    rare = RateLimitedLog(logger)
 
     async def all_told() -> int:
         total = Total(3)

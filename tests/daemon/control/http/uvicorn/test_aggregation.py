@@ -12,12 +12,12 @@ from hypothesis import strategies as some
 
 from backends.sse import DONE
 from daemon.control.http.api.errors import ApiError
-from daemon.control.http.uvicorn.aggregation import Assembly, Event, EventReader
+from daemon.control.http.uvicorn.aggregation import Assembly, Event, SseReader
 from tests.daemon.control.http.uvicorn.fakes import CHAT_EVENTS, USAGE, chunk, event, text_chunk
 
 
 def assembled(*chunks: bytes, is_chat: bool = True) -> dict[str, Any]:
-    reader, assembly = EventReader(), Assembly(is_chat=is_chat, model="asked")
+    reader, assembly = SseReader(), Assembly(is_chat=is_chat, model="asked")
     for piece in chunks:
         for found in reader.feed(piece):
             assembly.add(found)
@@ -99,13 +99,13 @@ def test_byte_by_byte(ends: bytes) -> None:
 
 
 def test_an_event_without_its_blank_line_is_none() -> None:
-    reader = EventReader()
+    reader = SseReader()
     assert reader.feed(b"data: a\n\ndata: b\n") == [Event("", b"a")]
     assert reader.end() == []
 
 
 def test_the_last_line_may_end_in_a_lone_return() -> None:
-    reader = EventReader()
+    reader = SseReader()
     assert reader.feed(b"event: x\rdata: a\r\r") == []
     assert reader.end() == [Event("x", b"a")]
 

@@ -15,7 +15,7 @@ from starlette.responses import Response
 from daemon.control.http.api.errors import ApiError
 from daemon.control.http.api.keys import Keys
 from daemon.control.http.assets import tag_of
-from daemon.control.http.uvicorn.application import Limits, build
+from daemon.control.http.uvicorn.application import ShownLimits, build
 from tests.daemon.control.http.uvicorn.fakes import FakeFront, client_at, client_of, error_of, options, page, served
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ def everything(tmp_path_factory: pytest.TempPathFactory) -> Options:
     (folder / "app.js").write_text("export const here = 1;")
     (folder / "secret.py").write_text("no")
     origins = ("https://app.example", "https://other.example")
-    limits = Limits(streams_per_user=5, requests_per_minute_per_user=60)
+    limits = ShownLimits(streams_per_user=5, requests_per_minute_per_user=60)
     return options(
         pages=PAGES,
         keys=Keys(str(root / "keys")),
