@@ -6,19 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as some
 
-from config.settings import Settings
 from daemon.control.admission import user_limits
-from daemon.control.admission.policy import policy_of
 from daemon.control.admission.user_limits import UserLimits, remembered
-
-
-def test_the_policy_is_what_the_settings_say() -> None:
-    settings = Settings()
-    policy = policy_of(settings)
-    assert policy.connections_max == settings.server.max_connections
-    assert policy.stream_timeout_ms == settings.timeouts.stream_timeout_ms
-    assert policy.keep_half_open is False
-    assert policy.allowed_uids == frozenset()
 
 
 def test_without_limits_nothing_is_remembered() -> None:

@@ -1,15 +1,13 @@
-"""Looking up upstreams: what is cached, for how long, who is called back, and how addresses are packed."""
+"""Looking up upstreams: what is cached, for how long, and who is called back."""
 
 from __future__ import annotations
 
 import asyncio
-import ctypes
 import gc
 import logging
 import socket
 from collections.abc import Iterator
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,7 +16,7 @@ import uvloop
 from backends.relay import Origin
 from daemon.control.relay import resolver as module
 from daemon.control.relay.resolver import Resolver
-from daemon.control.relay.sockaddr import literal_addresses, packed_ipv4, packed_ipv6, packed_unix, unpacked
+from daemon.control.relay.sockaddr import packed_ipv4, packed_ipv6, packed_unix
 
 TIMEOUT_S = 30.0
 
@@ -237,42 +235,6 @@ def test_literal_addresses_need_no_lookup(loop: NameServer, resolver: Resolver, 
     assert resolver.addresses(wanted) == (address,)
     assert look_up(loop, resolver, wanted) == (address,)
     assert not loop.lookups
-
-
-@pytest.mark.parametrize("wanted", [origin("fe80::1%no-such-interface"), origin(socket_path="/" + "x" * 200)])
-def test_a_literal_that_cannot_be_is_no_address(wanted: Origin) -> None:
-    assert literal_addresses(wanted) == ()
-
-
-def test_the_kernel_takes_packed_addresses(tmp_path: Path) -> None:
-    libc = ctypes.CDLL(None, use_errno=True)
-    path = str(tmp_path / "s")
-    abstract = f"@streaming-daemon-test-{tmp_path.name}-{id(path)}"
-    for family, bound in (
-        (socket.AF_INET, ("127.0.0.1", 0)),
-        (socket.AF_INET6, ("::1", 0)),
-        (socket.AF_UNIX, path),
-        (socket.AF_UNIX, "\0" + abstract[1:]),
-    ):
-        with socket.socket(family) as server, socket.socket(family) as client:
-            try:
-                server.bind(bound)
-            except OSError:
-                assert family == socket.AF_INET6, "only IPv6 may be missing here"
-                continue
-            server.listen()
-            if family == socket.AF_UNIX:
-                address = packed_unix(abstract if bound != path else path)
-            else:
-                port = server.getsockname()[1]
-                found = literal_addresses(origin(bound[0], port))
-                assert found is not None
-                (address,) = found
-            assert libc.connect(client.fileno(), address, len(address)) == 0, ctypes.get_errno()
-            assert client.getpeername() == server.getsockname()
-            kind, readable = unpacked(address)
-            with socket.socket(kind) as second:
-                second.connect(readable)
 
 
 def test_a_real_name_on_the_daemons_own_loop() -> None:
