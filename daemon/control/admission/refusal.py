@@ -1,4 +1,4 @@
-"""Why a handoff or a request gets no stream: raised wherever that is found out, answered by admission or the front."""
+"""Why a handoff or a request gets no stream. The checks raise it; admission or the HTTP front answers it."""
 
 from __future__ import annotations
 

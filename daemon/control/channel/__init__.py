@@ -1,1 +1,1 @@
-"""What passes between the planes: commands down, events up, scripts, and the responses that commands carry."""
+"""What passes between the planes: commands down, events up, scripts, and the responses inside commands."""

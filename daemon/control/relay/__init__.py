@@ -1,1 +1,1 @@
-"""Streams that an upstream makes: where it is, whom to ask next, how it ended. Main thread."""
+"""Streams that an upstream makes: its address, the next attempt, the outcome. Main thread."""

@@ -1,4 +1,4 @@
-"""Which of the daemon's backends relay, and what is asked of those."""
+"""Which backends relay streams, and what the daemon needs of them."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""What is known of a stream: from its handoff or request to its end. Records without decisions."""
+"""Records of a stream, from its handoff or request to its end. They hold no decisions."""

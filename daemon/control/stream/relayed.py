@@ -1,4 +1,4 @@
-"""What is known of a stream that is relayed: written by relay/attempts, read by whoever has the stream."""
+"""The record of a relayed stream. relay/attempts writes it; admission and the HTTP front hold it."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Threads that run backends, and what each may push."""
+"""Threads that run backends, and how much each may push."""

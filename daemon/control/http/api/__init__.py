@@ -1,1 +1,1 @@
-"""The API whoever speaks HTTP: errors, keys, models, schemas, formats."""
+"""The HTTP API without HTTP: errors, keys, models, schemas and formats."""

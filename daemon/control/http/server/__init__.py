@@ -1,1 +1,1 @@
-"""What a server needs whoever speaks HTTP: whether it may start at all."""
+"""What an HTTP server needs before it accepts a connection: checks at start, and TLS."""
