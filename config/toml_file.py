@@ -7,8 +7,11 @@ is no TOML. Both load here, because a drop-in that refuses the old file is none.
 from __future__ import annotations
 
 import difflib
+import os
 import re
+import stat
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, cast
 
@@ -48,6 +51,12 @@ _BARE_SOCKET_MODE = re.compile(
     re.MULTILINE,
 )
 _MODE_MAX = 0o777
+_OTHER_KINDS: tuple[tuple[Callable[[int], bool], str], ...] = (
+    (stat.S_ISDIR, "a directory"),
+    (stat.S_ISFIFO, "a FIFO"),
+    (stat.S_ISCHR, "a device"),
+    (stat.S_ISBLK, "a device"),
+)
 _CLASS = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*")
 
 
@@ -67,7 +76,7 @@ def read_file(path: Path) -> FileContent:
         ConfigError: it cannot be read, is no TOML, or says something that is unknown or not permitted.
     """
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        text = _bytes_of(path).decode("utf-8-sig")
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror or error}") from error
     except UnicodeDecodeError as error:
@@ -82,6 +91,23 @@ def read_file(path: Path) -> FileContent:
         raise ConfigError(f"{path}: is nested too deeply") from error
     _Reader(str(path), content).read(document)
     return content
+
+
+def _bytes_of(path: Path) -> bytes:
+    """A regular file's content. Nothing else is read: a FIFO or a device could keep the daemon waiting for ever.
+
+    Raises ConfigError, OSError.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
+    try:
+        mode = os.fstat(descriptor).st_mode
+        if not stat.S_ISREG(mode):
+            what = next((name for is_it, name in _OTHER_KINDS if is_it(mode)), "something else")
+            raise ConfigError(f"{path}: is {what}; the configuration must be a regular file")
+        with open(descriptor, "rb", closefd=False) as file:
+            return file.read()
+    finally:
+        os.close(descriptor)
 
 
 def _quote_bare_modes(text: str, origin: str, warnings: list[str]) -> str:

@@ -1,7 +1,8 @@
 """The daemon's life in order: start, run, drain, stop. `__main__` calls `serve`; all of it is the main thread's.
 
-What goes wrong inside is not survived in part: when a plane dies, the process says why and ends with status 70, and the
-kernel closes what it held. A supervisor starts a clean one sooner than a damaged one could be mended.
+An exception in the code of one connection or request ends that alone (daemon/control/process/supervision.py). When a
+plane dies, the process says why and ends with status 70, and the kernel closes what it held. A supervisor starts a
+clean one sooner than a damaged one could be mended.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from daemon.control.process.descriptor_limits import connections_that_fit, raise
 from daemon.control.process.exit_codes import EXIT_CLEAN, EXIT_CONFIGURATION, EXIT_OS_ERROR, EXIT_PLANE_DIED, StartError
 from daemon.control.process.listener import Listener, ListenerOptions, open_listener
 from daemon.control.process.reload import read_again
+from daemon.control.process.supervision import Containment, essential_failure, essential_task
 from daemon.control.process.systemd import Heartbeat, Notifier
 from daemon.control.telemetry.pages import Condition, health_page, metrics_page, ready_page
 from daemon.control.telemetry.server import MonitoringServer
@@ -83,6 +85,7 @@ class Service:
         self._configured = settings  # as the operator wrote them; `_settings` fit this process
         self._settings = settings
         self._accounts = Accounts()
+        self._containment = Containment(self._accounts.contained)
         self._notifier = Notifier(os.environ)
         self._stop_requested = asyncio.Event()
         self._listener: Listener | None = None
@@ -101,7 +104,7 @@ class Service:
 
     async def start(self) -> None:
         """Make everything that must be there before the first stream, then say READY."""
-        self._loop.set_exception_handler(self._control_plane_failed)
+        self._loop.set_exception_handler(self._failed)
         signals.install(self._loop, self._stop_requested.set)
         self._fit_streams_to_descriptors()
         registry = self._registry = Registry(self._settings)
@@ -191,8 +194,8 @@ class Service:
 
     def _announce(self, listener: Listener) -> None:
         """READY, to the log and to systemd."""
-        self._heartbeat_task = self._loop.create_task(self._heartbeat.run())
-        self._rare_task = self._loop.create_task(rate_limited_log.tell_in_time())
+        self._heartbeat_task = essential_task(self._loop, "heartbeat", self._heartbeat.run())
+        self._rare_task = essential_task(self._loop, "rare log", rate_limited_log.tell_in_time())
         # What was made until now stays: looking at it again would hold the GIL for long, and free nothing.
         gc.collect()
         gc.freeze()
@@ -263,10 +266,14 @@ class Service:
     def _data_plane_died(self, reason: str) -> None:
         self.leave(EXIT_PLANE_DIED, reason)
 
-    def _control_plane_failed(self, _loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-        error = context.get("exception")
-        logger.critical("%s", context.get("message"), exc_info=error)
-        self.leave(EXIT_PLANE_DIED, f"the control plane died: {error!r}")
+    def _failed(self, _loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        """The event loop's exception handler: nobody caught an exception."""
+        error = essential_failure(context)
+        if error is None:
+            self._containment.contain(context)
+            return
+        logger.critical("%s", context.get("message", "the event loop failed"), exc_info=error)
+        self.leave(EXIT_PLANE_DIED, f"the control plane died: {error}: {error.__cause__!r}")
 
     def leave(self, status: int, message: str) -> NoReturn:
         """End the process now: other threads may be anywhere, so nothing is taken down in good order."""

@@ -17,6 +17,7 @@ from daemon.control.channel.command_pipe import CommandWriter
 from daemon.control.channel.events import EventReader, EventRecord
 from daemon.control.channel.scripts import ScriptBook
 from daemon.control.process.rate_limited_log import RateLimitedLog
+from daemon.control.process.supervision import essential
 from daemon.control.relay.attempts import Relays
 from daemon.control.relay.backends import relaying_backends
 from daemon.control.relay.final_events import last_events
@@ -91,7 +92,7 @@ class Planes:
             self.watch_upstreams()
         self._events = EventReader(event_fds[0], loop, self._handlers(), self.admission.flush, self._ended)
         self._events.start()
-        loop.add_reader(self.data_plane.ended_fd, self._ended)
+        loop.add_reader(self.data_plane.ended_fd, essential("end of the data plane", self._ended))
 
     def _make_relays(self, stream_of: Callable[[int], Stream | None]) -> Relays:
         self.resolver = Resolver(self._loop)

@@ -164,6 +164,12 @@ class Wire:
         self._buffer += piece
         return not self._is_over
 
+    def until(self, mark: bytes) -> bytes:
+        """What has come when this has come, or when the connection has ended."""
+        while mark not in self._buffer and self._more():
+            pass
+        return self._buffer
+
     def rest(self) -> bytes:
         """Everything until the connection's end."""
         while self._more():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -243,7 +245,21 @@ def test_what_is_no_toml_is_refused_by_name(content: bytes, tmp_path: Path) -> N
 
 def test_a_missing_file_and_a_directory_are_refused(tmp_path: Path) -> None:
     assert "No such file" in refusal(tmp_path / "none.toml")
-    assert "Is a directory" in refusal(tmp_path)
+    assert refusal(tmp_path) == f"{tmp_path}: is a directory; the configuration must be a regular file"
+
+
+def test_a_fifo_and_a_device_are_refused_without_a_wait(tmp_path: Path) -> None:
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    assert refusal(fifo) == f"{fifo}: is a FIFO; the configuration must be a regular file"
+    with open(os.open(fifo, os.O_RDWR), "wb", buffering=0) as writer:  # somebody writes, and does not end
+        writer.write(b"delay = 5\n")
+        assert refusal(fifo) == f"{fifo}: is a FIFO; the configuration must be a regular file"
+    device = Path("/dev/zero")
+    assert refusal(device) == f"{device}: is a device; the configuration must be a regular file"
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(tmp_path / "s"))
+        assert "cannot be read: No such device or address" in refusal(tmp_path / "s")
 
 
 def test_a_byte_order_mark_is_no_key(write: Writer) -> None:

@@ -1,6 +1,7 @@
-"""Starts the daemon with a way to break it: on SIGUSR2 one of its planes dies.
+"""Starts the daemon with a way to break it: on SIGUSR2 one of its planes dies, or a part of it fails.
 
-Run as `python sabotage.py data|control PYTHON -m daemon OPTIONS`: what follows the kind is the daemon's command.
+Run as `python sabotage.py data|control|callback|websocket PYTHON -m daemon OPTIONS`: what follows the kind is the
+daemon's command.
 """
 
 from __future__ import annotations
@@ -9,11 +10,12 @@ import os
 import signal
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import uvloop
 
 from daemon.__main__ import main
+from daemon.control.channel import events
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Generator
@@ -34,6 +36,17 @@ def _break_data_plane() -> None:
     os.close(max(waited_on))
 
 
+def _fail(*_: object) -> NoReturn:
+    raise RuntimeError("sabotaged")
+
+
+def _break_websockets() -> None:
+    """What comes on them fails from now on."""
+    from daemon.control.http.uvicorn.websocket import WebSocketProtocol
+
+    WebSocketProtocol.handle_events = _fail  # type: ignore[assignment,method-assign]
+
+
 class _Loop(uvloop.Loop):
     """uvloop, with our signal installed as soon as it runs."""
 
@@ -42,10 +55,15 @@ class _Loop(uvloop.Loop):
         return super().run_until_complete(future)
 
     def _sabotage(self) -> None:
+        print("sabotaging", KIND, file=sys.stderr, flush=True)
         if KIND == "data":
             _break_data_plane()
+        elif KIND == "control":
+            events.whole_records = _fail  # type: ignore[assignment]
+        elif KIND == "websocket":
+            _break_websockets()
         else:
-            raise RuntimeError("sabotaged")
+            _fail()
 
 
 uvloop.new_event_loop = _Loop

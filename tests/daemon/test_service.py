@@ -463,6 +463,21 @@ def test_a_broken_file_changes_nothing(start: Callable[..., Daemon]) -> None:
     assert daemon.stop() == 0
 
 
+def test_a_fifo_in_the_place_of_the_file_is_refused_at_start_and_at_a_reload(start: Callable[..., Daemon]) -> None:
+    daemon = start("--delay", "5")
+    file = daemon.directory / "daemon.toml"
+    file.unlink()
+    os.mkfifo(file)
+    send(daemon, signal.SIGHUP)
+    wait_for_log(daemon, "is a FIFO; the configuration must be a regular file")
+    assert daemon.metric('streaming_daemon_config_reloads_total{result="failed"}') == 1
+    assert daemon.ask().body.endswith(DONE)
+    assert daemon.stop() == 0
+    refused = run("--config", str(file))
+    assert refused.returncode == 78
+    assert "is a FIFO; the configuration must be a regular file" in refused.stderr
+
+
 STUBBORN = '[backend.stubborn]\nclass = "tests.daemon.stubborn:Stubborn"\n'
 
 
@@ -549,10 +564,24 @@ def test_a_control_plane_that_fails_takes_the_process_with_it(start: Callable[..
         assert client.recv(4096)
         began_s = time.monotonic()
         send(daemon, signal.SIGUSR2)
-        assert end_of(daemon) == 70
+        wait_for_log(daemon, "sabotaging")
+        with daemon.open():  # an event that cannot be read
+            assert end_of(daemon) == 70
         assert time.monotonic() - began_s < SOON_S
-    assert "sabotaged" in daemon.log
+    assert "the control plane died: events of the data plane: RuntimeError('sabotaged')" in daemon.log
     assert not daemon.socket_path.exists()
+
+
+@pytest.mark.serial
+def test_a_callback_that_fails_is_contained(start: Callable[..., Daemon]) -> None:
+    daemon = start("--delay", "5", wrapper=[sys.executable, str(SABOTAGE), "callback"])
+    for _ in range(2):
+        send(daemon, signal.SIGUSR2)
+        assert daemon.ask().body.endswith(DONE)
+    daemon.wait_for_metric('streaming_daemon_contained_exceptions_total{kind="callback"}', 2)
+    assert daemon.log.count("Traceback") == 1, "within a minute it is logged once"
+    assert daemon.stop() == 0
+    assert daemon.log.count("Traceback") == 2, "and what has had no line gets one at the end"
 
 
 # ---- what it costs

@@ -33,6 +33,8 @@ def decode(data: bytes) -> Fields:
     if data in {b"", b"\0"}:
         return Fields()
     try:
+        if not data.isascii():
+            data.decode()  # msgspec does not look into fields that it skips, and a backend may
         return _decode(data)
     except msgspec.ValidationError as error:
         raise _wrong_type(str(error)) from None

@@ -12,7 +12,10 @@ from collections import deque
 from typing import TYPE_CHECKING
 
 from daemon.control.channel.commands import pack
-from daemon.plane.messages import MESSAGE_BYTES_MAX
+from daemon.control.process.supervision import essential
+from daemon.plane.messages import (
+    MESSAGE_BYTES_MAX,
+)
 
 if TYPE_CHECKING:
     import asyncio
@@ -22,7 +25,7 @@ if TYPE_CHECKING:
 class CommandWriter:
     """The main thread's end of the command pipe. What one callback produced leaves in as few writes as possible."""
 
-    __slots__ = ("_batch", "_batch_bytes", "_closed", "_fd", "_flush_is_due", "_loop", "_waiting")
+    __slots__ = ("_batch", "_batch_bytes", "_closed", "_fd", "_flush_is_due", "_flush_when_due", "_loop", "_waiting")
 
     def __init__(self, fd: int, loop: asyncio.AbstractEventLoop) -> None:
         """`fd` must not block. It is not closed here."""
@@ -32,6 +35,7 @@ class CommandWriter:
         self._batch_bytes = 0
         self._closed = False
         self._flush_is_due = False
+        self._flush_when_due = essential("commands to the data plane", self._flush_soon)
         # Batches the pipe had no room for, and callbacks that wait behind them. Bounded by what admission has open:
         # a stream gets few commands from here, and no handoff comes while the plane does not read.
         self._waiting: deque[bytes | Callable[[], None]] = deque()
@@ -54,7 +58,7 @@ class CommandWriter:
         self.add(command)
         if not self._flush_is_due:
             self._flush_is_due = True
-            self._loop.call_soon(self._flush_soon)
+            self._loop.call_soon(self._flush_when_due)
 
     def _flush_soon(self) -> None:
         self._flush_is_due = False
@@ -84,7 +88,7 @@ class CommandWriter:
         self._batch_bytes = 0
         if self._waiting or not self._write(data):
             if not self._waiting:
-                self._loop.add_writer(self._fd, self._drain)
+                self._loop.add_writer(self._fd, essential("commands to the data plane", self._drain))
             self._waiting.append(data)
 
     def _write(self, data: bytes) -> bool:

@@ -7,6 +7,7 @@ import os
 import struct
 from typing import TYPE_CHECKING
 
+from daemon.control.process.supervision import essential
 from daemon.plane.messages import EVENT_BYTES
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ class EventReader:
 
     def start(self) -> None:
         """Begin to read."""
-        self._loop.add_reader(self._fd, self.read)
+        self._loop.add_reader(self._fd, essential("events of the data plane", self.read))
 
     def stop(self) -> None:
         """Read no more."""

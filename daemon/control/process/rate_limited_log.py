@@ -16,13 +16,14 @@ INTERVAL_S = 10.0
 class _Kept:
     """One code's events since its last line."""
 
-    __slots__ = ("count", "due_s", "message", "told")
+    __slots__ = ("count", "due_s", "exception", "message", "told")
 
     def __init__(self) -> None:
         self.count = 0
         self.due_s = 0.0  # when there may be another line
         self.message = ""
         self.told: dict[str, object] = {}
+        self.exception: BaseException | None = None
 
 
 class RateLimitedLog:
@@ -31,11 +32,12 @@ class RateLimitedLog:
     Events that found no line are told of when the ten seconds are over (`tell_due`), or at the daemon's end.
     """
 
-    __slots__ = ("__weakref__", "_kept", "_logger")
+    __slots__ = ("__weakref__", "_interval_s", "_kept", "_logger")
 
-    def __init__(self, logger: logging.Logger) -> None:
+    def __init__(self, logger: logging.Logger, interval_s: float = INTERVAL_S) -> None:
         """Lines go to `logger`. Codes are few: they come from our own source, and from the configuration."""
         self._logger = logger
+        self._interval_s = interval_s
         self._kept: dict[str, _Kept] = {}
         _logs.add(self)
 
@@ -44,13 +46,16 @@ class RateLimitedLog:
         """Codes that had an event lately."""
         return len(self._kept)
 
-    def warn(self, message: str, code: str, **told: object) -> None:
-        """One more event. `message` is a fixed text; what varies is `told` of the last event that a line is about."""
+    def warn(self, message: str, code: str, exception: BaseException | None = None, /, **told: object) -> None:
+        """One more event. `message` is a fixed text; what varies is `told` of the last event that a line is about.
+
+        An `exception` is logged with its traceback.
+        """
         kept = self._kept.get(code)
         if kept is None:
             kept = self._kept[code] = _Kept()
         kept.count += 1
-        kept.message, kept.told = message, told
+        kept.message, kept.told, kept.exception = message, told, exception
         now_s = time.monotonic()
         if now_s >= kept.due_s:
             self._tell(code, kept, now_s)
@@ -68,8 +73,9 @@ class RateLimitedLog:
 
     def _tell(self, code: str, kept: _Kept, now_s: float) -> None:
         count, kept.count = kept.count, 0
-        kept.due_s = now_s + INTERVAL_S
-        self._logger.warning("%s", kept.message, extra={"reason": code, **kept.told, "count": count})
+        kept.due_s = now_s + self._interval_s
+        error, kept.exception = kept.exception, None  # which would keep its frames
+        self._logger.warning("%s", kept.message, exc_info=error, extra={"reason": code, **kept.told, "count": count})
 
 
 _logs: weakref.WeakSet[RateLimitedLog] = weakref.WeakSet()

@@ -17,6 +17,7 @@ from backends.relay import Failure, FailureKind, Outcome, RelayError
 from daemon.control.channel.commands import pack, pack_with_tail, tail
 from daemon.control.channel.responses import Ending, answer_of, either
 from daemon.control.process.rate_limited_log import RateLimitedLog
+from daemon.control.process.supervision import essential
 from daemon.control.relay.endpoints import Endpoints
 from daemon.control.relay.outcomes import outcome_of, unopened_outcome
 from daemon.control.stream.relayed import Relayed
@@ -124,7 +125,9 @@ class Relays:
         relayed.addresses = ()
         if attempt.delay_ms > 0:
             loop = self._parts.loop
-            relayed.timer = loop.call_later(attempt.delay_ms / 1000, self._later, stream, relayed, attempt)
+            relayed.timer = loop.call_later(
+                attempt.delay_ms / 1000, essential("relays", self._later), stream, relayed, attempt
+            )
         else:
             self._start(stream, relayed, attempt)
 

@@ -14,6 +14,7 @@ import socket
 import time
 from typing import TYPE_CHECKING, NamedTuple
 
+from daemon.control.process.supervision import essential_task
 from daemon.control.relay.sockaddr import unpacked
 
 if TYPE_CHECKING:
@@ -95,7 +96,9 @@ class Reachability:
 
     def _try(self, name: str, delay_s: float) -> None:
         if name not in self._tries:
-            self._tries[name] = self._loop.create_task(self._try_until_reached(self._origins[name], delay_s))
+            self._tries[name] = essential_task(
+                self._loop, f"reachability of {name}", self._try_until_reached(self._origins[name], delay_s)
+            )
 
     async def _try_until_reached(self, origin: Origin, delay_s: float) -> None:
         name = origin.name

@@ -17,6 +17,7 @@ import time
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
+from daemon.control.process.supervision import essential, essential_task
 from daemon.control.relay.sockaddr import literal_addresses, packed_ipv4, packed_ipv6
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 TTL_S = 30.0
 STALE_S_MAX = 300.0
 FAILURE_TTL_S = 1.0
+LOOKUP = "lookup of an upstream's name"
 LOOKUP_TIMEOUT_S = 5.0
 ADDRESSES_MAX = 16  # of one name; more are not worth the attempts
 
@@ -88,11 +90,11 @@ class Resolver:
         """
         entry = self._entry(origin)
         if self._clock() < entry.fresh_until_s:
-            self._loop.call_soon(ready)
+            self._loop.call_soon(essential(LOOKUP, ready))
             return
         entry.waiting.append(ready)
         if entry.deadline is None:
-            entry.deadline = self._loop.call_later(LOOKUP_TIMEOUT_S, self._timed_out, origin, entry)
+            entry.deadline = self._loop.call_later(LOOKUP_TIMEOUT_S, essential(LOOKUP, self._timed_out), origin, entry)
         self._look_up(origin, entry)
 
     def close(self) -> None:
@@ -116,7 +118,7 @@ class Resolver:
     def _look_up(self, origin: Origin, entry: _Entry) -> None:
         # One that has timed out still occupies a thread of the loop and may yet answer: another would occupy one more.
         if entry.lookup is None:
-            entry.lookup = self._loop.create_task(self._find(origin, entry))
+            entry.lookup = essential_task(self._loop, LOOKUP, self._find(origin, entry))
 
     async def _find(self, origin: Origin, entry: _Entry) -> None:
         found: tuple[bytes, ...] = ()
@@ -166,7 +168,7 @@ class Resolver:
             entry.deadline = None
         waiting, entry.waiting = entry.waiting, []
         for ready in waiting:
-            self._loop.call_soon(ready)  # each by itself, so that one that fails is no concern of the others
+            self._loop.call_soon(essential(LOOKUP, ready))
 
 
 def _ignore(_origin: Origin, _removed: tuple[bytes, ...]) -> None:

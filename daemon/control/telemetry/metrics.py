@@ -106,6 +106,12 @@ class DaemonCollector(Collector):
         yield _labelled("requests", "Streams by what became of them.", "status", requests)
         yield _labelled("streams_ended", "Slots freed, by the reason the stream ended for.", "reason", accounts.ended)
         yield _labelled("handoffs_rejected", "Handoffs answered with a refusal.", "reason", accounts.rejected)
+        yield _labelled(
+            "contained_exceptions",
+            "Exceptions in the code of one connection or request, which ended nothing else.",
+            "kind",
+            accounts.contained,
+        )
         reloads = {"ok": accounts.reloads, "failed": accounts.reloads_failed}
         yield _labelled("config_reloads", "Reloads of the configuration.", "result", reloads)
         backends = CounterMetricFamily(

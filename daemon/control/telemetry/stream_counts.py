@@ -11,6 +11,7 @@ import time
 from collections import Counter
 from typing import TYPE_CHECKING
 
+from daemon.control.process.supervision import KINDS
 from daemon.plane import counters
 from daemon.plane.state import (
     COMPLETE,
@@ -55,7 +56,17 @@ class _Backends(dict[str, BackendCounts]):
 class Accounts:
     """Counts since the start; what streams tell their observer is on admission's hot path."""
 
-    __slots__ = ("_ended", "active", "active_peak", "backends", "rejected", "reloads", "reloads_failed", "start_ns")
+    __slots__ = (
+        "_ended",
+        "active",
+        "active_peak",
+        "backends",
+        "contained",
+        "rejected",
+        "reloads",
+        "reloads_failed",
+        "start_ns",
+    )
 
     def __init__(self) -> None:
         """Everything is 0, and every reason is there, so that a scrape shows it."""
@@ -63,6 +74,7 @@ class Accounts:
         self.active_peak = 0
         self.backends = _Backends()
         self.rejected: Counter[str] = Counter()
+        self.contained = dict.fromkeys(KINDS, 0)
         self.reloads = 0
         self.reloads_failed = 0
         self.start_ns = time.monotonic_ns()

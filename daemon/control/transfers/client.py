@@ -12,6 +12,7 @@ import threading
 from typing import TYPE_CHECKING
 
 from backends.relay import Failure, FailureKind
+from daemon.control.process.supervision import essential
 from daemon.control.transfers.loop import TransferLoop
 
 if TYPE_CHECKING:
@@ -52,7 +53,7 @@ class Transfers:
         """Make an attempt now. START, pushes and FINISH follow in the plane's pipe, or `failed` is called, later."""
         if self._transfer_loop is None and not self._start():
             failure = Failure(FailureKind.NO_RESOURCES, detail="there is no thread for transfers")
-            self._loop.call_soon(self._failed, slot, generation, number, failure)
+            self._loop.call_soon(essential("transfers", self._failed), slot, generation, number, failure)
             return
         assert self._transfer_loop is not None
         self._transfer_loop.begin(slot, generation, number, attempt)
@@ -109,6 +110,6 @@ class Transfers:
     def _call_soon(self, callback: Callable[..., None], *arguments: object) -> None:
         """On the transfers' thread, for the main thread."""
         try:
-            self._loop.call_soon_threadsafe(callback, *arguments)
+            self._loop.call_soon_threadsafe(essential("transfers", callback), *arguments)
         except RuntimeError:  # the main thread's loop has been closed: the process is ending
             logger.debug("a transfer ended when nobody was left to hear of it")

@@ -15,6 +15,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
 
+# RFC 9112, 3.2: a name, an IPv4 address or an IPv6 address in brackets, and a port where it is not the usual one.
+_is_host = re.compile(
+    rb"(?:\[[0-9A-Fa-f:.]+\]|(?:[A-Za-z0-9._~!$&'()*+,;=-]|%[0-9A-Fa-f]{2})+)(?::[0-9]{0,5})?"
+).fullmatch
 is_request_id = re.compile(rb"[!-~]{1,128}").fullmatch
 
 
@@ -29,15 +33,22 @@ def fault_of(version: str, headers: Sequence[tuple[bytes, bytes]]) -> Fault | No
     """What is wrong with a head that could be parsed. Names of headers are in lower case."""
     if version not in {"1.0", "1.1"}:
         return Fault(505, "HTTP/1.1 and HTTP/1.0 are spoken here")
-    host_count = 0
+    hosts: list[bytes] = []
+    authorization_count = 0
     codings: list[bytes] = []
     for name, value in headers:  # once, as every request comes here
         if name == b"host":
-            host_count += 1
+            hosts.append(value)
+        elif name == b"authorization":
+            authorization_count += 1
         elif name == b"transfer-encoding":
             codings.append(value.strip().lower())
-    if host_count > 1 or (host_count == 0 and version == "1.1"):
+    if len(hosts) > 1 or (not hosts and version == "1.1"):
         return Fault(400, "a request has one Host header")
+    if hosts and not _is_host(hosts[0].strip(b" \t")):
+        return Fault(400, "header `host`: it must be a host name or an address, and may end in a colon and a port")
+    if authorization_count > 1:
+        return Fault(400, "header `authorization`: a request has one at most")
     if codings and version == "1.0":
         return Fault(400, "HTTP/1.0 has no Transfer-Encoding: send a Content-Length")
     if codings and codings != [b"chunked"]:

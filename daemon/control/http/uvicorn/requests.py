@@ -58,7 +58,9 @@ class Body(BaseModel):
     model_config = ConfigDict(extra="allow", strict=True, allow_inf_nan=False, hide_input_in_errors=True)
 
 
-Tokens: TypeAlias = Annotated[list[Annotated[int, Field(ge=0, le=TOKENS_MAX)]], Field(fail_fast=True, min_length=1)]
+Tokens: TypeAlias = Annotated[
+    list[Annotated[int, Field(ge=0, le=TOKENS_MAX)]], Field(fail_fast=True, min_length=1), quick.TOKENS
+]
 Prompt: TypeAlias = Annotated[
     Annotated[str, Tag(TEXT)]
     | Annotated[list[str], Field(fail_fast=True, min_length=1), Tag("?texts")]
@@ -164,7 +166,7 @@ Part: TypeAlias = Annotated[
     Discriminator(_part_shape),
 ]
 Content: TypeAlias = Annotated[
-    Annotated[str, Tag(TEXT)] | Annotated[list[Part], Field(fail_fast=True, min_length=1), Tag(LIST)],
+    Annotated[str, Tag(TEXT)] | Annotated[list[Part], Field(fail_fast=True, min_length=1), quick.PARTS, Tag(LIST)],
     Discriminator(_shape),
 ]
 
@@ -203,7 +205,7 @@ class AssistantMessage(Body):
 
     role: Literal["assistant"]
     content: Content | None = None
-    tool_calls: Annotated[list[ToolCall], Field(fail_fast=True)] | None = None
+    tool_calls: Annotated[list[ToolCall], Field(fail_fast=True), quick.TOOL_CALLS] | None = None
     function_call: CalledFunction | None = None
     refusal: str | None = None
 

@@ -8,15 +8,16 @@ from email.utils import formatdate
 from typing import TYPE_CHECKING, Any
 
 import uvicorn
-from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 from uvicorn.server import ServerState
 
 from daemon.control.http.server.startup_checks import check_places, parse_address, resolve
 from daemon.control.http.server.tls import RenewableContext, load_certificates
 from daemon.control.http.uvicorn.lingering import WRITE_TIMEOUT_S
 from daemon.control.http.uvicorn.taking import Bounds
+from daemon.control.http.uvicorn.websocket import WebSocketProtocol
 from daemon.control.http.uvicorn.whole import WholeTakingProtocol
 from daemon.control.process.exit_codes import StartError, status_of_errno
+from daemon.control.process.supervision import essential
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -55,7 +56,7 @@ class HttpServer:
         self._config = uvicorn.Config(
             application,
             http="httptools",
-            ws="websockets-sansio",
+            ws=WebSocketProtocol,
             lifespan="off",
             log_config=None,
             access_log=False,
@@ -136,7 +137,7 @@ class HttpServer:
         for server in self._servers:
             server.close()
         for connection in list(self._state.connections):
-            if not isinstance(connection, WebSocketsSansIOProtocol):
+            if not isinstance(connection, WebSocketProtocol):
                 connection.shutdown()
 
     async def close(self) -> None:
@@ -167,4 +168,4 @@ class HttpServer:
     def _tick(self) -> None:
         """The Date header, once a second."""
         self._state.default_headers[:] = [(b"date", formatdate(usegmt=True).encode())]
-        self._clock = asyncio.get_running_loop().call_later(1.0, self._tick)
+        self._clock = asyncio.get_running_loop().call_later(1.0, essential("clock of the HTTP front", self._tick))

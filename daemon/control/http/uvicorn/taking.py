@@ -103,10 +103,6 @@ class Exchange:
         return await self.protocol.take(self)
 
 
-def _not_counted(_scope: dict[str, Any] | None, _status: int) -> None:
-    """Nobody counts."""
-
-
 class RequestProtocol(HttpToolsProtocol):
     """uvicorn's protocol, which reads a body only when the application asks for it, and lets go of its socket."""
 
@@ -127,9 +123,9 @@ class RequestProtocol(HttpToolsProtocol):
         self._application = self.app
         self.app = cast("Any", self._serve)
         self._bounds = bounds
-        self._answered = answered or _not_counted
+        self._answered = answered
         self._exchange: Exchange | None = None
-        self._held = b""
+        self.held = b""
         self._head_tail = b""  # the last bytes of a head that is not complete, in which its end may begin
         self._head_bytes = 0
         self._is_head_complete = False
@@ -166,7 +162,7 @@ class RequestProtocol(HttpToolsProtocol):
         if exchange is None:
             self._head_received(data)
         elif exchange.is_held or not exchange.cycle.more_body:
-            self._held += data
+            self.held += data
             self.flow.pause_reading()
         else:
             self._body_received(data)
@@ -179,7 +175,7 @@ class RequestProtocol(HttpToolsProtocol):
         piece, rest = data[: self._body_left], data[self._body_left :]
         self._body_left -= len(piece)
         if rest:
-            self._held = rest
+            self.held = rest
             self.flow.pause_reading()
         super().data_received(piece)
 
@@ -192,8 +188,7 @@ class RequestProtocol(HttpToolsProtocol):
             known = len(self._head_tail)
             found = (self._head_tail + rest).find(_HEAD_END)
             if found < 0:
-                self._head_tail = (self._head_tail + rest)[-3:]
-                piece, rest = rest, b""
+                self._head_tail, piece, rest = (self._head_tail + rest)[-3:], rest, b""
             else:
                 end = found + len(_HEAD_END) - known
                 piece, rest = rest[:end], rest[end:]
@@ -220,7 +215,7 @@ class RequestProtocol(HttpToolsProtocol):
             return
         if self._is_body_missed:
             self._find_body()
-        self._held = rest
+        self.held = rest
         if rest or self.cycle.more_body:
             self.flow.pause_reading()
 
@@ -295,7 +290,7 @@ class RequestProtocol(HttpToolsProtocol):
         if self.transport.is_closing():
             return
         self._exchange = None
-        held, self._held = self._held, b""
+        held, self.held = self.held, b""
         if held:
             self.data_received(held)
 
@@ -304,7 +299,7 @@ class RequestProtocol(HttpToolsProtocol):
         if not exchange.cycle.more_body or self.transport.is_closing():
             return  # what waits is the next request
         exchange.is_held = False
-        held, self._held = self._held, b""
+        held, self.held = self.held, b""
         self.flow.resume_reading()
         if held:
             self._body_received(held)
@@ -321,7 +316,7 @@ class RequestProtocol(HttpToolsProtocol):
 
         async def send_response(message: Any) -> None:  # noqa: ANN401  (ASGI's)
             if message["type"] == "http.response.start":
-                self._answered(scope, message["status"])
+                self._count(scope, message["status"])
             if HEADERS_KEY in message:
                 return  # it was only to learn what middleware adds to it
             if scope["http_version"] == "1.0":
@@ -340,8 +335,7 @@ class RequestProtocol(HttpToolsProtocol):
         cycle, transport = exchange.cycle, self.transport
         assert self.scheme == "http", "the extension is absent under TLS"
         if cycle.response_started or (not exchange.is_held and cycle.more_body):
-            message = "the socket is taken before the response begins, and before the body is read or after its end"
-            raise RuntimeError(message)
+            raise RuntimeError("take comes before the response begins, and before the body is read or after its end")
         deadline_s = self.loop.time() + DRAIN_S
         # The end of an earlier response, of which asyncio tells nobody but its own flow control.
         while transport.get_write_buffer_size() > 0 and not cycle.disconnected:
@@ -352,8 +346,7 @@ class RequestProtocol(HttpToolsProtocol):
             await asyncio.sleep(DRAIN_POLL_S)
         if cycle.disconnected or transport.is_closing():
             raise ClientGone("the client has left")
-        held = self._held
-        fd = self.let_go()
+        held, fd = self.held, self.let_go()
         cycle.disconnected = True  # so that uvicorn does not miss a response
         address = "" if self.client is None else self.client[0]
         return Taken(fd, held if cycle.more_body else b"", cycle.waiting_for_100_continue, address)
@@ -363,7 +356,7 @@ class RequestProtocol(HttpToolsProtocol):
         transport = self.transport
         fd = os.dup(transport.get_extra_info("socket").fileno())
         self.flow.pause_reading()
-        self._held = b""
+        self.held = b""
         transport.abort()  # the duplicate keeps the connection open
         return fd
 
@@ -376,9 +369,13 @@ class RequestProtocol(HttpToolsProtocol):
     def refuse(self, status: int, message: str, headers: Sequence[tuple[bytes, bytes]] = ()) -> None:
         """Answer a request that cannot be parsed, and close. `headers` are its own, where they are known."""
         if not self.transport.is_closing():
-            self._answered(None, status)
+            self._count(None, status)
             self.transport.write(refusal(status, message, headers))
             self.transport.close()
+
+    def _count(self, scope: dict[str, Any] | None, status: int) -> None:
+        if self._answered is not None:
+            self._answered(scope, status)
 
     def handle_websocket_upgrade(self) -> None:
         """The connection becomes a WebSocket's, which closes it in its own way."""
@@ -388,11 +385,13 @@ class RequestProtocol(HttpToolsProtocol):
         inner = cast("LingeringTransport", self.transport).inner
         # It answers pings by itself, so a client that reads no answer must not go on asking.
         self.transport = cast("Any", WatchedTransport(inner, self._bounds.write_timeout_s, pairs_reading=True))
-        front = inner.get_protocol()
-        super().handle_websocket_upgrade()
-        self.successor = cast("asyncio.Protocol", inner.get_protocol())
-        # Reading goes on into the buffer of the one that read until now: it passes on what comes.
-        inner.set_protocol(front)
+        self.connections.discard(self)
+        make = cast("Any", self.ws_protocol_class)
+        successor = make(config=self.config, server_state=self.server_state, app_state=self.app_state)
+        self.successor = successor  # which hears of the connection's end also where its handshake fails
+        successor.connection_made(self.transport)
+        fields = b"".join([b"%b: %b\r\n" % field for field in self.headers])
+        successor.data_received(b"GET %b HTTP/1.1\r\n%b\r\n" % (self.url, fields))
 
     def _await_head(self) -> None:
         self._head_deadline = self.loop.call_later(self._bounds.head_timeout_s, self._head_late)
@@ -410,17 +409,15 @@ class RequestProtocol(HttpToolsProtocol):
             self.transport.abort()
 
     @property
-    def held_bytes(self) -> int:
-        """How much waits for the application."""
-        return len(self._held)
-
-    @property
     def read_bytes_max(self) -> int:
         """How much may be read at once."""
         if self.successor is not None:
             return WEBSOCKET_READ_BYTES
         exchange = self._exchange
-        return HELD_BYTES_MAX if exchange is None or exchange.is_held else BODY_READ_BYTES
+        if exchange is None or exchange.is_held or not exchange.cycle.more_body:
+            return HELD_BYTES_MAX
+        # What comes behind a body is the next request, of which no more is to be read than of the first.
+        return BODY_READ_BYTES if self._body_left is None else min(BODY_READ_BYTES, self._body_left)
 
 
 class TakingProtocol(asyncio.BufferedProtocol):
@@ -435,7 +432,7 @@ class TakingProtocol(asyncio.BufferedProtocol):
 
     def get_buffer(self, sizehint: int) -> memoryview:  # noqa: ARG002  (asyncio's)
         """Where the next read goes. It is taken out of there before anybody else reads on this thread."""
-        return self._buffer[: self._inner.read_bytes_max]
+        return self._buffer[: max(1, self._inner.read_bytes_max - len(self._inner.held))]
 
     def buffer_updated(self, nbytes: int) -> None:
         """So much has been read."""
@@ -449,7 +446,11 @@ class TakingProtocol(asyncio.BufferedProtocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """A client has connected."""
-        self._inner.connection_made(cast("asyncio.Transport", transport))
+        try:
+            self._inner.connection_made(cast("asyncio.Transport", transport))
+        except Exception:
+            cast("asyncio.Transport", transport).abort()  # the event loop does not, and no deadline has been set
+            raise
 
     def connection_lost(self, exc: Exception | None) -> None:
         """It has gone."""

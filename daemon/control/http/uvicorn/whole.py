@@ -90,6 +90,11 @@ class WholeRequestProtocol(RequestProtocol):
         self._head_arrived()
         self._patience = self.loop.call_later(BODY_WAIT_S, self._pass_on)
 
+    @property
+    def read_bytes_max(self) -> int:
+        """How much may be read at once: of a body that is waited for, no further than to its end."""
+        return super().read_bytes_max if self._awaited_bytes is None else self._awaited_bytes - len(self._came)
+
     def data_received(self, data: bytes) -> None:
         """More of a body that is waited for, or what RequestProtocol knows of."""
         if self._awaited_bytes is None or self.transport.is_closing():
@@ -164,12 +169,6 @@ class WholeTakingProtocol(TakingProtocol):
             # uvloop begins to read behind `connection_made`, whatever was said there.
             self._must_pause = True
             inner.loop.call_soon(self._pause_again)
-
-    def get_buffer(self, sizehint: int) -> memoryview:
-        """Where the next read goes: where reading had been paused before it began, what is held stays in its bounds."""
-        if self._must_pause:
-            return self._buffer[: max(1, self._inner.read_bytes_max - self._inner.held_bytes)]
-        return super().get_buffer(sizehint)
 
     def buffer_updated(self, nbytes: int) -> None:
         """So much has been read; where reading had been paused before it began, it is the last."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import time
 from typing import TYPE_CHECKING, Any, cast
 
 import msgspec
@@ -12,10 +13,14 @@ from hypothesis import strategies as some
 
 from daemon.control.http.api.errors import ApiError
 from daemon.control.http.uvicorn import quick
+from daemon.control.http.uvicorn.body import collector_paused
+from daemon.control.http.uvicorn.quick import NotTaken
 from daemon.control.http.uvicorn.requests import ChatCompletionRequest, CompletionRequest
 from daemon.control.http.uvicorn.validation import parse
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from pydantic import WrapValidator
 
 CALL = {"id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
@@ -31,6 +36,7 @@ USUAL: list[tuple[str, WrapValidator, Any]] = [
     ("messages", quick.MESSAGES, [{"role": "user", "content": [{"type": "text", "text": ""}, IMAGE]}]),
     ("messages", quick.MESSAGES, [{"role": "assistant"}, {"role": "assistant", "content": None, "refusal": "no"}]),
     ("messages", quick.MESSAGES, [{"role": "assistant", "tool_calls": [CALL]}]),
+    ("messages", quick.MESSAGES, [{"role": "user", "content": [{**IMAGE, "text": 5}]}]),
     ("messages", quick.MESSAGES, [{"role": "tool", "content": "5", "tool_call_id": "1"}]),
     ("messages", quick.MESSAGES, [{"role": "function", "name": "f", "content": None}]),
     ("messages", quick.MESSAGES, [{"role": "assistant", "function_call": {"name": "f", "arguments": ""}}]),
@@ -63,6 +69,7 @@ def whole(name: str, value: object) -> dict[str, object]:
 
 def finding_nothing(_value: object, _form: object) -> None:
     """In place of the quick look: everything is looked at closely."""
+    raise NotTaken
 
 
 def told(name: str, value: object) -> str | None:
@@ -91,7 +98,7 @@ def test_the_close_look_agrees(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     del look
-    monkeypatch.setattr(quick, "_found", finding_nothing)
+    monkeypatch.setattr(quick, "_taken", finding_nothing)
     assert told(name, value) is None
 
 
@@ -136,6 +143,12 @@ def _change(draw: some.DrawFn, place: Any, *, is_root: bool) -> None:  # noqa: A
 @example(("messages", [{"role": "user", "content": [{"type": ""}]}]))
 @example(("messages", [{"role": "user", "content": []}]))
 @example(("messages", []))
+@example(("messages", [{"role": "user", "content": [{"type": "text"}]}, {"role": "user", "content": 5}]))
+@example(("messages", [{"role": "user", "content": [IMAGE, {"type": "text"}, {"type": 5}]}]))
+@example(("messages", [{"role": "assistant", "tool_calls": [CALL, CALL, {**CALL, "id": 5}]}]))
+@example(("prompt", ["a", "b", 5]))
+@example(("prompt", [[1], [2, 3, "a"]]))
+@example(("logit_bias", {"1": 1, "2": "x", "3": 101}))
 @example(("prompt", [1.0]))
 @example(("prompt", [True]))
 @example(("prompt", [2**31]))
@@ -146,7 +159,7 @@ def _change(draw: some.DrawFn, place: Any, *, is_root: bool) -> None:  # noqa: A
 def test_a_client_is_told_the_same_whether_or_not_it_is_looked_at_quickly(case: tuple[str, Any]) -> None:
     quickly = told(*case)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(quick, "_found", finding_nothing)
+        patch.setattr(quick, "_taken", finding_nothing)
         closely = told(*case)
     assert quickly == closely
 
@@ -157,3 +170,61 @@ def test_what_stays_as_it_came() -> None:
     assert said == body
     assert cast("Any", fields).messages == body["messages"]
     assert cast("Any", fields).tools == body["tools"]
+
+
+COUNT = 100_000
+TEXT = {"type": "text", "text": "a"}
+BIASES: dict[str, object] = dict.fromkeys(map(str, range(COUNT)), 1)
+
+
+def long(
+    name: str, element: object, wrong: object, around: Callable[[object], object] | None = None
+) -> tuple[str, Any, Any]:
+    """A field with a long list of right elements, and the same with a wrong one as its last."""
+    right = [element] * COUNT
+    worse = [*right, wrong]
+    return (name, right, worse) if around is None else (name, around(right), around(worse))
+
+
+LONG: list[tuple[str, Any, Any]] = [
+    ("logit_bias", BIASES, dict.fromkeys(BIASES, "x")),
+    ("logit_bias", BIASES, dict.fromkeys(BIASES, 101)),
+    ("logit_bias", BIASES, {**BIASES, "last": None}),
+    long("messages", {"role": "user", "content": "a"}, {"role": "user", "content": 5}),
+    long("messages", TEXT, {"type": "text"}, lambda parts: [{"role": "user", "content": parts}]),
+    long("messages", CALL, {}, lambda calls: [{"role": "assistant", "tool_calls": calls}]),
+    long("tools", {"type": "function", "function": OFFERED}, {"type": "function", "function": {"name": 5}}),
+    long("functions", OFFERED, {"name": 5}),
+    long("stop_token_ids", 1, "a"),
+    long("modalities", "a", 5),
+    long("prompt", "a", 5),
+    long("prompt", 1, "a"),
+    long("prompt", [1], ["a"]),
+    long("prompt", 1, "a", lambda tokens: [tokens]),
+]
+
+
+@pytest.mark.serial
+@pytest.mark.parametrize(("name", "right", "wrong"), LONG, ids=range(len(LONG)))
+def test_what_is_wrong_takes_no_longer_than_what_is_right(name: str, right: Any, wrong: Any) -> None:  # noqa: ANN401
+    seconds: list[float] = []
+    for value in (right, wrong):
+        raw = msgspec.json.encode(whole(name, value))
+        began_s = time.thread_time()
+        error = _told_of(name, raw)
+        seconds.append(time.thread_time() - began_s)
+        for _ in range(4):  # the least of five: what else the machine does is no part of it
+            began_s = time.thread_time()
+            _told_of(name, raw)
+            seconds[-1] = min(seconds[-1], time.thread_time() - began_s)
+        assert (error is None) == (value is right), error
+    assert seconds[1] < 2.2 * seconds[0], seconds
+
+
+def _told_of(name: str, raw: bytes) -> str | None:
+    with collector_paused():
+        try:
+            parse(model_of(name), raw)
+        except ApiError as error:
+            return error.message
+    return None

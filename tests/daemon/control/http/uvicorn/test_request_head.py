@@ -18,6 +18,12 @@ from daemon.control.http.uvicorn.request_head import (
 )
 
 HOST = (b"host", b"daemon")
+AUTHORIZATION = (b"authorization", b"Bearer a")
+HOSTS = (b"a", b"a.example:80", b" 127.0.0.1:8080 ", b"[::1]", b"[::ffff:1.2.3.4]:1", b"a:", b"a_b", b"a%20b")
+NO_HOSTS = (
+    *(b"", b" ", b":80", b"a b", b"a,b:1:2", b"a/b", b"user@a", b"a:b", b"a:123456"),
+    *(b"[::1", b"::1", b"a%2", b"\xe4", b"a#b"),
+)
 CHUNKED = (b"transfer-encoding", b"chunked")
 
 
@@ -31,6 +37,12 @@ CHUNKED = (b"transfer-encoding", b"chunked")
         ("2.0", [HOST], 505),
         ("1.1", [], 400),
         ("1.1", [HOST, HOST], 400),
+        *[("1.1", [(b"host", value)], None) for value in HOSTS],
+        *[("1.1", [(b"host", value)], 400) for value in NO_HOSTS],
+        *[("1.0", [(b"host", value)], 400) for value in NO_HOSTS],
+        ("1.1", [HOST, AUTHORIZATION], None),
+        ("1.1", [HOST, AUTHORIZATION, AUTHORIZATION], 400),
+        ("1.0", [AUTHORIZATION, (b"authorization", b"Basic b")], 400),
         ("1.0", [HOST, HOST], 400),
         ("1.0", [HOST, CHUNKED], 400),
         ("1.1", [HOST, CHUNKED, CHUNKED], 400),

@@ -238,7 +238,7 @@ def held_bytes(server: Server) -> int:
     """Of the one connection."""
     (connection,) = list(server.state.connections)
     assert isinstance(connection, WholeRequestProtocol)
-    return connection.held_bytes
+    return len(connection.held)
 
 
 def answer_of(client: socket.socket) -> bytes:
