@@ -45,14 +45,14 @@ Finish = Literal["length", "stop"]
 TokenCount = Annotated[int, Meta(ge=0, le=TOKENS_MAX)]
 
 
-class StreamOptions(msgspec.Struct):
+class TestModelStreamOptions(msgspec.Struct):
     """OpenAI's, and vLLM's `continuous_usage_stats`."""
 
     include_usage: bool | None = None
     continuous_usage_stats: bool | None = None
 
 
-class Asked(msgspec.Struct):
+class TestModelRequest(msgspec.Struct):
     """The fields of a request that count here. Null is the same as leaving a field out; others are ignored."""
 
     prompt: str | list[Any] | None = None
@@ -63,7 +63,7 @@ class Asked(msgspec.Struct):
     stop: str | Annotated[list[str], Meta(max_length=STOPS_MAX)] | None = None
     include_stop_str_in_output: bool | None = None
     echo: bool | None = None
-    stream_options: StreamOptions | None = None
+    stream_options: TestModelStreamOptions | None = None
 
 
 class Plan(NamedTuple):
@@ -292,7 +292,7 @@ def plan_of(request: Request) -> Plan:
     if choices > CHOICES_MAX:
         _refuse("n", f"with {len(prompts)} prompts these are {choices} answers, and {CHOICES_MAX} are allowed")
     tokens, cut, made, finish = _extent(asked, limit)
-    options = asked.stream_options or StreamOptions()
+    options = asked.stream_options or TestModelStreamOptions()
     has_usage = bool(options.include_usage)
     # Each prompt is shown as often as it is answered, and made once: it may have a million tokens.
     shown = map(_shown, prompts) if asked.echo and not is_chat else ()
@@ -312,9 +312,9 @@ def plan_of(request: Request) -> Plan:
     )
 
 
-def _asked(raw: bytes) -> Asked:
+def _asked(raw: bytes) -> TestModelRequest:
     try:
-        return msgspec.json.decode(raw, type=Asked) if raw else Asked()
+        return msgspec.json.decode(raw, type=TestModelRequest) if raw else TestModelRequest()
     except msgspec.DecodeError as error:
         told, _, path = str(error).partition(" - at `$.")
         if not path:
@@ -326,7 +326,7 @@ def _refuse(field: str, why: str) -> NoReturn:
     raise BackendError(400, f"field `{field}` of the request: {why}", param=field)
 
 
-def _prompts(asked: Asked, *, is_chat: bool) -> list[str | list[int]]:
+def _prompts(asked: TestModelRequest, *, is_chat: bool) -> list[str | list[int]]:
     """Every prompt: texts, or the numbers of tokens. A conversation is one."""
     if is_chat:
         return ["\n".join(message.text() for message in asked.messages or [])]
@@ -356,7 +356,7 @@ def _shown(prompt: str | list[int]) -> str:
     return prompt if isinstance(prompt, str) else "".join(map(token_text, prompt))
 
 
-def _extent(asked: Asked, limit: int) -> tuple[int, str, int, Finish]:
+def _extent(asked: TestModelRequest, limit: int) -> tuple[int, str, int, Finish]:
     """How many whole tokens an answer shows, what it shows of the next, how many are made, and why it ends."""
     stops = [asked.stop] if isinstance(asked.stop, str) else asked.stop or []
     if "" in stops:

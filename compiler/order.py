@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from compiler.untyped import numba
-from daemon.control import descriptor
+from daemon.control.admission import client_socket
 from daemon.epoll import enter as epoll_enter
 from daemon.loop import run
 from daemon.plane import (
@@ -37,7 +37,7 @@ from daemon.ring import enter as ring_enter
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-ENTRIES = (run, descriptor.inspect)
+ENTRIES = (run, client_socket.inspect)
 
 
 def plane_functions() -> Iterator[tuple[Any, tuple[Any, ...]]]:
@@ -69,4 +69,4 @@ def plane_functions() -> Iterator[tuple[Any, tuple[Any, ...]]]:
     yield ring_enter.ring_enter, (plane, kernel)
     yield epoll_enter.epoll_enter, (plane, kernel)
     yield run, (number, number)
-    yield descriptor.inspect, (number,) * 4
+    yield client_socket.inspect, (number,) * 4

@@ -75,7 +75,7 @@ PLANE = Source(
         "daemon/ring/enter.py",
         "daemon/epoll/*.py",
         "daemon/loop.py",
-        "daemon/control/descriptor.py",
+        "daemon/control/admission/client_socket.py",
     ),
     ("v2", "v3"),
 )

@@ -18,10 +18,10 @@ import msgspec
 from msgspec import inspect
 
 from config.headers import fault
-from config.settings import Backend, Settings
+from config.settings import BackendSettings, Settings
 
 OTHERS = "others"
-"""The one field of `Backend` that is no section: tables of backends that are not the project's, by name."""
+"""The one field of `BackendSettings` that is no section: tables of backends that are not the project's, by name."""
 
 POWERS_OF_TWO = frozenset({"performance.submission_entries", "performance.output_block_bytes"})
 OCTAL = frozenset({"server.socket_mode"})
@@ -114,8 +114,10 @@ def _section_keys(section: str, struct: type[msgspec.Struct]) -> list[Key]:
 
 
 def _sections() -> dict[str, type[msgspec.Struct]]:
-    sections = {name: struct for name, struct in typing.get_type_hints(Settings).items() if struct is not Backend}
-    for name, struct in typing.get_type_hints(Backend).items():
+    sections = {
+        name: struct for name, struct in typing.get_type_hints(Settings).items() if struct is not BackendSettings
+    }
+    for name, struct in typing.get_type_hints(BackendSettings).items():
         if name != OTHERS:
             sections[f"backend.{name}"] = struct
     return sections

@@ -169,7 +169,7 @@ class MockBackend(msgspec.Struct, frozen=True, kw_only=True):
     format: Annotated[Literal["content", "openai"], Meta(description="form of a token's event")] = "content"
 
 
-class Backend(msgspec.Struct, frozen=True, kw_only=True):
+class BackendSettings(msgspec.Struct, frozen=True, kw_only=True):
     """Sections of backends. A backend of the project has a typed field; a user's own is in `others`, by name."""
 
     mock: MockBackend = MockBackend()
@@ -191,7 +191,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     monitoring: Monitoring = Monitoring()
     logging: Logging = Logging()
     http: Http = Http()
-    backend: Backend = Backend()
+    backend: BackendSettings = BackendSettings()
 
     @property
     def uses_openai(self) -> bool:

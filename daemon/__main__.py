@@ -20,7 +20,7 @@ PROGRAM = "streaming-daemon"
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; the exit status (docs/operations.md)."""
-    from daemon.control.exits import EXIT_CONFIGURATION, EXIT_USAGE
+    from daemon.control.process.exit_codes import EXIT_CONFIGURATION, EXIT_USAGE
 
     if not __debug__:
         return _refuse("assertions guard the memory of the data plane: run without -O and PYTHONOPTIMIZE", EXIT_USAGE)
@@ -57,8 +57,8 @@ def _refuse(message: str, status: int) -> int:
 def _check_config(loaded: Loaded) -> int:
     from backends.registry import RegistryError, check
     from config.load import describe
-    from daemon.control.exits import EXIT_CONFIGURATION, StartError
-    from daemon.control.http.checks import check as check_http
+    from daemon.control.http.server.startup_checks import check as check_http
+    from daemon.control.process.exit_codes import EXIT_CONFIGURATION, StartError
 
     try:
         warnings = [*loaded.warnings, *check(loaded.settings)]
@@ -74,8 +74,8 @@ def _check_config(loaded: Loaded) -> int:
 
 
 def _check_kernel(loaded: Loaded) -> int:
-    from daemon.control.exits import EXIT_OS_ERROR
-    from daemon.control.kernel_report import render
+    from daemon.control.process.exit_codes import EXIT_OS_ERROR
+    from daemon.control.process.kernel_report import render
     from daemon.data_plane import probe
     from daemon.ring.memory import KernelError
 

@@ -1,8 +1,8 @@
 """The daemon's life in order: start, run, drain, stop. `__main__` calls `serve`; all of it is the main thread's.
 
-An exception in the code of one connection or request ends that alone (daemon/control/supervision.py). When a plane
-dies, the process says why and ends with status 70, and the kernel closes what it held. A supervisor starts a clean one
-sooner than a damaged one could be mended.
+An exception in the code of one connection or request ends that alone (daemon/control/process/supervision.py). When a
+plane dies, the process says why and ends with status 70, and the kernel closes what it held. A supervisor starts a
+clean one sooner than a damaged one could be mended.
 """
 
 from __future__ import annotations
@@ -22,26 +22,21 @@ import uvloop
 from backends.interface import OptionError
 from backends.registry import Registry, RegistryError
 from config import VERSION
-from daemon.control import logs, rare_log, signals
-from daemon.control.accounts import Accounts, summary
-from daemon.control.exits import EXIT_CLEAN, EXIT_CONFIGURATION, EXIT_OS_ERROR, EXIT_PLANE_DIED, StartError
-from daemon.control.listener import (
-    Listener,
-    ListenerOptions,
-    connections_that_fit,
-    open_listener,
-    raise_descriptor_limit,
-    streams_that_fit,
-)
-from daemon.control.monitoring import MonitoringServer
-from daemon.control.notify import Heartbeat, Notifier
-from daemon.control.pages import Condition, health_page, metrics_page, ready_page
-from daemon.control.planes import THREADS_WAIT_S, Planes
-from daemon.control.relay_pages import relay_collectors, upstream_statuses
-from daemon.control.reload import read_again
-from daemon.control.scripts import ScriptError
-from daemon.control.supervision import Containment, essential_failure, essential_task
-from daemon.control.warming import load_libraries, needed
+from daemon.control.channel.scripts import ScriptError
+from daemon.control.process import logs, rate_limited_log, signals
+from daemon.control.process.descriptor_limits import connections_that_fit, raise_descriptor_limit, streams_that_fit
+from daemon.control.process.exit_codes import EXIT_CLEAN, EXIT_CONFIGURATION, EXIT_OS_ERROR, EXIT_PLANE_DIED, StartError
+from daemon.control.process.listener import Listener, ListenerOptions, open_listener
+from daemon.control.process.reload import read_again
+from daemon.control.process.supervision import Containment, essential_failure, essential_task
+from daemon.control.process.systemd import Heartbeat, Notifier
+from daemon.control.telemetry.pages import Condition, health_page, metrics_page, ready_page
+from daemon.control.telemetry.server import MonitoringServer
+from daemon.control.telemetry.stream_counts import Accounts, summary
+from daemon.control.telemetry.stream_table import log_streams
+from daemon.control.telemetry.upstream_pages import relay_collectors, upstream_statuses
+from daemon.control.warmup import load_libraries, needed
+from daemon.control.wiring import THREADS_WAIT_S, Planes
 from daemon.ring.memory import KernelError
 
 if TYPE_CHECKING:
@@ -119,7 +114,7 @@ class Service:
         self._heartbeat = Heartbeat(self._notifier, self._planes.ping)
         self._planes.start(self._listener.socket.fileno(), self._accounts, self._heartbeat.pong, self._data_plane_died)
         await self._start_monitoring(registry)
-        signals.install_others(self._loop, self._reload, self._planes.log_table)
+        signals.install_others(self._loop, self._reload, functools.partial(log_streams, self._planes))
         self._announce(self._listener)
 
     async def run(self) -> None:
@@ -152,7 +147,7 @@ class Service:
         self._registry.close()
         if self._settings.monitoring.benchmark:
             print(summary(self._accounts, self._planes.plane), flush=True)
-        rare_log.tell_all()
+        rate_limited_log.tell_all()
         logger.info("stopped", extra={"completed": self._accounts.completed, "failed": self._accounts.failed})
         if not threads_have_ended:
             # A thread inside a backend cannot be ended, and must not find its interpreter gone.
@@ -200,7 +195,7 @@ class Service:
     def _announce(self, listener: Listener) -> None:
         """READY, to the log and to systemd."""
         self._heartbeat_task = essential_task(self._loop, "heartbeat", self._heartbeat.run())
-        self._rare_task = essential_task(self._loop, "rare log", rare_log.tell_in_time())
+        self._rare_task = essential_task(self._loop, "rare log", rate_limited_log.tell_in_time())
         # What was made until now stays: looking at it again would hold the GIL for long, and free nothing.
         gc.collect()
         gc.freeze()
@@ -282,7 +277,7 @@ class Service:
 
     def leave(self, status: int, message: str) -> NoReturn:
         """End the process now: other threads may be anywhere, so nothing is taken down in good order."""
-        rare_log.tell_all()
+        rate_limited_log.tell_all()
         logger.log(logging.WARNING if status == EXIT_CLEAN else logging.CRITICAL, "%s", message)
         if self._listener is not None:
             self._listener.unlink()

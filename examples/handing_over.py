@@ -11,7 +11,7 @@ import sys
 import uvicorn
 from fastapi import FastAPI, HTTPException, Request, Response
 
-from daemon.control.http.taking import EXTENSION, ClientGone, TakingProtocol
+from daemon.control.http.uvicorn.taking import EXTENSION, ClientGone, TakingProtocol
 
 DAEMON = os.environ.get("DAEMON_SOCKET", "/var/run/streaming-daemon.sock")
 app = FastAPI()

@@ -50,7 +50,7 @@ _WAV_TYPES = frozenset({"audio/wav", "audio/x-wav", "audio/wave", "audio/vnd.wav
 _RAW_TYPES = frozenset({"audio/pcm", "audio/x-pcm", "audio/raw", "audio/x-raw", "audio/basic-pcm"})
 
 
-class Asked(NamedTuple):
+class MelOptions(NamedTuple):
     """One request, checked."""
 
     audio_path: str | None  # None where the audio is the upload
@@ -66,7 +66,7 @@ class Asked(NamedTuple):
     beam_size: int
 
 
-def asked(request: Request, defaults: MelBackend, transcriber: Transcriber | None = None) -> Asked:
+def asked(request: Request, defaults: MelBackend, transcriber: Transcriber | None = None) -> MelOptions:
     """What a request asks, with the section's values for what it leaves out.
 
     Over HTTP options are parameters of the query, and are called so.
@@ -84,7 +84,7 @@ def asked(request: Request, defaults: MelBackend, transcriber: Transcriber | Non
         raise BackendError(error.status, message, param=param) from None
 
 
-def _asked(request: Request, defaults: MelBackend, transcriber: Transcriber | None) -> Asked:
+def _asked(request: Request, defaults: MelBackend, transcriber: Transcriber | None) -> MelOptions:
     said = request.options
     options = said.get("options")
     if options is None:
@@ -110,7 +110,7 @@ def _asked(request: Request, defaults: MelBackend, transcriber: Transcriber | No
         values.update(_of_model(values, defaults, transcriber))
     elif given := [name for name in _OF_TEXT if name in values]:
         raise _wrong(f"options.{given[0]}", "it goes with `transcribe`")
-    return Asked(audio_path=path, **{name: values.get(name, section[name]) for name in Asked._fields[1:]})
+    return MelOptions(audio_path=path, **{name: values.get(name, section[name]) for name in MelOptions._fields[1:]})
 
 
 def _of_model(values: dict[str, Any], defaults: MelBackend, transcriber: Transcriber | None) -> dict[str, Any]:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
-    from backends.mel.asked import Asked
+    from backends.mel.asked import MelOptions
 
 EXTRA = "mel"
 FILE_FORMATS = {"WAV": "WAV", "WAVEX": "WAV", "RF64": "WAV", "FLAC": "FLAC", "OGG": "Ogg"}
@@ -174,7 +174,7 @@ def _check_whole(descriptor: int, size: int) -> None:
 
 
 def of_upload(
-    body: Iterator[bytes], wanted: Asked, limits: AudioLimits, used: Libraries
+    body: Iterator[bytes], wanted: MelOptions, limits: AudioLimits, used: Libraries
 ) -> Iterator[npt.NDArray[np.float32]]:
     """Samples of a body that is still arriving. BackendError: 400, 413, 415; BodyTruncated."""
     counted = _counted(body, limits)

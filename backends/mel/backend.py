@@ -15,7 +15,7 @@ import msgspec
 import numpy as np
 
 from backends.interface import Backend, BackendError, BodyTruncated, Form, OptionError, Request
-from backends.mel.asked import Asked, asked
+from backends.mel.asked import MelOptions, asked
 from backends.mel.audio import AudioLimits, libraries, of_file, of_upload
 from backends.mel.engine import EngineError
 from backends.mel.engines import Engines
@@ -108,7 +108,7 @@ class Mel(Backend):
                 raise BackendError(status, str(error)) from error
             raise
 
-    def _audio(self, request: Request, wanted: Asked) -> Generator[npt.NDArray[np.float32]]:
+    def _audio(self, request: Request, wanted: MelOptions) -> Generator[npt.NDArray[np.float32]]:
         if wanted.audio_path is None:
             yield from of_upload(request.body, wanted, self._limits, self._libraries)
         else:
@@ -148,7 +148,7 @@ def _told() -> Generator[None]:
 
 
 def _features(
-    audio: Iterator[npt.NDArray[np.float32]], engine: MelEngine, wanted: Asked, writer: Writer, request: Request
+    audio: Iterator[npt.NDArray[np.float32]], engine: MelEngine, wanted: MelOptions, writer: Writer, request: Request
 ) -> Iterator[bytes]:
     stream = MelStream(engine, wanted.normalisation, np.float32)
     for samples in audio:
@@ -166,7 +166,7 @@ def _features(
 def _text(
     audio: Iterator[npt.NDArray[np.float32]],
     engine: MelEngine,
-    wanted: Asked,
+    wanted: MelOptions,
     transcriber: Transcriber,
     request: Request,
 ) -> Iterator[bytes]:

@@ -61,7 +61,7 @@ class CommandError(Exception):
         self.status = status
 
 
-class Asked(NamedTuple):
+class CommandOptions(NamedTuple):
     """The command line, checked."""
 
     source: Path
@@ -95,7 +95,7 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
-def _parse(arguments: Sequence[str]) -> Asked:
+def _parse(arguments: Sequence[str]) -> CommandOptions:
     parser = argparse.ArgumentParser(
         prog=PROGRAM,
         description="Compute the log-mel features of an audio file (WAV, FLAC, Ogg and what else libsndfile reads), at "
@@ -128,7 +128,7 @@ def _parse(arguments: Sequence[str]) -> Asked:
     if _is_same(source, output):
         parser.error(f"{output} would be written over the audio it is made from")
     text = (given.transcribe or "", given.language, given.beam_size, given.threads)
-    return Asked(source, output, given.bins, given.normalisation, given.dtype, *text)
+    return CommandOptions(source, output, given.bins, given.normalisation, given.dtype, *text)
 
 
 def _add_text_options(parser: argparse.ArgumentParser) -> None:
@@ -155,7 +155,7 @@ def _is_same(one: Path, other: Path) -> bool:
         return one == other
 
 
-def _check_libraries(asked: Asked) -> None:
+def _check_libraries(asked: CommandOptions) -> None:
     """Say what is not installed, before anything is begun. Raises CommandError."""
     needs = {"soundfile": "mel", "soxr": "mel", "rich": "mel"}
     if asked.output.suffix.lower() == ".png":
@@ -177,7 +177,7 @@ def _is_installed(library: str) -> bool:
         return False
 
 
-def _run(asked: Asked) -> str:
+def _run(asked: CommandOptions) -> str:
     """Compute, write, and return the sentence that says what was done. Raises CommandError."""
     started_s = time.monotonic()
     is_picture = asked.output.suffix.lower() == ".png"
@@ -193,7 +193,7 @@ def _run(asked: Asked) -> str:
     return f"{asked.output}: {what} from {audio_s:.2f} s of audio, in {took_s:.2f} s"
 
 
-def _transcribe(asked: Asked) -> None:
+def _transcribe(asked: CommandOptions) -> None:
     """Print each segment as it is heard. Raises CommandError."""
     from backends.mel.engine import EngineError  # noqa: PLC0415  (see `_features`)
     from backends.mel.transcriber import ModelError, Transcriber  # noqa: PLC0415
@@ -273,7 +273,7 @@ def _whole_or_not_at_all(output: Path) -> Generator[IO[bytes]]:
         partial.unlink(missing_ok=True)
 
 
-def _write_array(asked: Asked, file: IO[bytes]) -> tuple[int, int]:
+def _write_array(asked: CommandOptions, file: IO[bytes]) -> tuple[int, int]:
     """Write the features as .npy, and leave the file where its numbers begin; how many samples and frames there were.
 
     NumPy leaves room in a head for the first axis to grow, so it is written again when the length is known.
@@ -292,13 +292,13 @@ def _write_array(asked: Asked, file: IO[bytes]) -> tuple[int, int]:
     return sample_count, frame_count
 
 
-def _write_head(asked: Asked, file: IO[bytes], frame_count: int) -> None:
+def _write_head(asked: CommandOptions, file: IO[bytes], frame_count: int) -> None:
     description = np.lib.format.dtype_to_descr(np.dtype(asked.dtype))
     head = {"descr": description, "fortran_order": False, "shape": (frame_count, asked.bin_count)}
     np.lib.format.write_array_header_1_0(file, cast("Any", head))
 
 
-def _features(asked: Asked) -> Iterator[tuple[int, Frames]]:
+def _features(asked: CommandOptions) -> Iterator[tuple[int, Frames]]:
     """For each piece of audio its length and the frames that it completes; a bar shows how far it is, on a terminal."""
     from rich.console import Console  # noqa: PLC0415  (not installed without the extra)
     from rich.markup import escape  # noqa: PLC0415
@@ -321,14 +321,14 @@ def _features(asked: Asked) -> Iterator[tuple[int, Frames]]:
 # ---- a picture
 
 
-def _mapped(asked: Asked, array_file: IO[bytes], frame_count: int) -> npt.NDArray[Any]:
+def _mapped(asked: CommandOptions, array_file: IO[bytes], frame_count: int) -> npt.NDArray[Any]:
     """What `_write_array` has written, [frame, bin], without a copy. Raises CommandError."""
     if frame_count == 0:
         raise CommandError(f"{asked.source}: it is too short for a picture")
     return np.memmap(array_file, asked.dtype, "r", array_file.tell(), (frame_count, asked.bin_count))
 
 
-def _draw(asked: Asked, frames: npt.NDArray[Any], file: IO[bytes]) -> None:
+def _draw(asked: CommandOptions, frames: npt.NDArray[Any], file: IO[bytes]) -> None:
     """The spectrogram as PNG: time to the right, pitch upwards."""
     figures: Any = importlib.import_module("matplotlib.figure")
     columns = _averaged(frames)

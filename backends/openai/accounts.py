@@ -1,7 +1,7 @@
 """What relaying counts: how streams ended, what failed, tokens, and how long clients waited. Plain Python, main thread.
 
-Called a few times per stream, never per token, and read at a scrape (daemon/control/relay_metrics.py); nothing here
-knows Prometheus. Bounds of the histograms are those of OpenTelemetry's conventions for generative AI.
+Called a few times per stream, never per token, and read at a scrape (daemon/control/telemetry/relay_metrics.py);
+nothing here knows Prometheus. Bounds of the histograms are those of OpenTelemetry's conventions for generative AI.
 
 Labels are bounded: a model has a label of its own once an upstream has answered for it, and only the first 64 of an
 upstream have one, the rest are `other`. So a client cannot use labels up with names of models that nobody serves.

@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 from scripts.bench import processes, reading, tables
 from scripts.bench.percentiles import distribution, percentiles_ns
+from scripts.bench.records import FAULT
 
 if TYPE_CHECKING:
     from collections.abc import Generator
 
     import numpy as np
 
-    from scripts.bench.tables import Tables
+    from scripts.bench.records import Tables
 
 _SLICE_NS = 250_000_000  # how often Python looks up: signals, the server's memory, a stall
 _LISTEN_BACKLOG = 128
@@ -172,7 +173,7 @@ def _figures(memory: Tables, wall_s: float, generator_cpu_s: float) -> dict[str,
 
 
 def _fault(fault: np.record) -> dict[str, Any]:
-    named = {name: int(fault[name]) for name in tables.FAULT.names or ()}
+    named = {name: int(fault[name]) for name in FAULT.names or ()}
     return {**named, "outcome": reading.OUTCOMES[named["outcome"]]}
 
 

@@ -17,7 +17,7 @@ import numpy as np
 from compiler.just_in_time import compiled, foreign, inlined, types
 
 if TYPE_CHECKING:
-    from scripts.bench.tables import Tables
+    from scripts.bench.records import Tables
 
 Integer: TypeAlias = "int | np.int64"
 

@@ -13,14 +13,14 @@ from backends.mel.cpu import CpuEngine
 from backends.mel.cuda import layout, pycuda_device
 from backends.mel.cuda.device import ArrayArgument, KernelKey
 from backends.mel.cuda.engine import CudaEngine
-from backends.mel.cuda.worker import Limits
+from backends.mel.cuda.worker import CudaLimits
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     import numpy.typing as npt
 
-    from backends.mel.cuda.device import Memory
+    from backends.mel.cuda.device import DeviceMemory
     from backends.mel.cuda.layout import FrameType, SampleType
 
 CLIPS = 512
@@ -66,10 +66,10 @@ def wall_ms(work: Callable[[], Any], repeats: int = 9) -> float:
     return statistics.median(times[2:])
 
 
-def open_engine(limits: Limits | None = None, bins: int = 80) -> CudaEngine:
+def open_engine(limits: CudaLimits | None = None, bins: int = 80) -> CudaEngine:
     """An engine of the first GPU."""
     engine = CudaEngine(
-        [lambda: pycuda_device.open_device(0)], CpuEngine(bins), limits or Limits(frames_in_call_max=FRAMES)
+        [lambda: pycuda_device.open_device(0)], CpuEngine(bins), limits or CudaLimits(frames_in_call_max=FRAMES)
     )
     if not engine.workers:
         raise RuntimeError("no GPU was opened")
@@ -102,7 +102,7 @@ class Rig:
             rows[clip] = layout.clip_row(clip * length, length, clip * FRAMES)
         self.put(self.table, rows)
 
-    def put(self, memory: Memory, array: npt.NDArray[Any]) -> None:
+    def put(self, memory: DeviceMemory, array: npt.NDArray[Any]) -> None:
         """Copy an array to the device, and wait for it."""
         pages = self.device.pinned(array.nbytes)
         pages[:] = array.reshape(-1).view(np.uint8)

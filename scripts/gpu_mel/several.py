@@ -20,7 +20,7 @@ from backends.mel import reference
 from backends.mel.cpu import CpuEngine
 from backends.mel.cuda import pycuda_device
 from backends.mel.cuda.engine import CudaEngine
-from backends.mel.cuda.worker import Limits
+from backends.mel.cuda.worker import CudaLimits
 from scripts.gpu_mel import backend, requests
 from scripts.gpu_mel.faults import Primary, after_a_trap
 from scripts.gpu_mel.rig import CHUNK, CHUNK_FRAMES, CLIP, CLIPS, FRAMES, Results, million_s, noise, wall_ms
@@ -48,7 +48,7 @@ def several(results: Results) -> None:
             mel.close()
     for used in sorted({1, count}):
         openers = [partial(pycuda_device.open_device, ordinal) for ordinal in range(used)]
-        engine = CudaEngine(openers, CpuEngine(80), Limits(frames_in_call_max=FRAMES))
+        engine = CudaEngine(openers, CpuEngine(80), CudaLimits(frames_in_call_max=FRAMES))
         found[f"clips over the bus, {used} GPUs"] = _clips(engine)
         found[f"chunks of 1 s, 512 streams, {used} GPUs, audio-s/s"] = _chunks(engine)
         engine.close()

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from backends.mel.cuda.worker import Limits
+from backends.mel.cuda.worker import CudaLimits
 from scripts.gpu_mel.rig import CHUNK, CHUNK_FRAMES, Results, noise, open_engine, percentiles
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 def streams(results: Results) -> None:
     """Chunks of 1 s of 1 to 512 streams: all submit, all wait, and again; batched, and each in a launch of its own."""
     found: Results = {}
-    for label, limits in (("batched", Limits()), ("a launch each", Limits(jobs_in_launch_max=1))):
+    for label, limits in (("batched", CudaLimits()), ("a launch each", CudaLimits(jobs_in_launch_max=1))):
         engine = open_engine(limits)
         for count in (1, 2, 4, 8, 16, 32, 64, 128, 256, 512):
             places = [engine.place() for _ in range(count)]

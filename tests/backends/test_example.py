@@ -11,7 +11,7 @@ import pytest
 
 from backends.interface import BackendError, Fields, Request
 from backends.registry import Registry
-from config.settings import Backend, Settings
+from config.settings import BackendSettings, Settings
 
 if TYPE_CHECKING:
     from backends.interface import Backend as BackendBase
@@ -24,7 +24,7 @@ EXAMPLE = ROOT / "examples" / "clock_backend.py"
 def clock(monkeypatch: pytest.MonkeyPatch) -> BackendBase:
     monkeypatch.setattr(sys, "path", [str(EXAMPLE.parent), *sys.path])
     section = {"class": "clock_backend:Clock", "ticks": 2}
-    return dict(Registry(Settings(backend=Backend(others={"clock": section}))))["clock"]
+    return dict(Registry(Settings(backend=BackendSettings(others={"clock": section}))))["clock"]
 
 
 def test_the_document_shows_the_file() -> None:

@@ -16,7 +16,7 @@ from backends.mock import Mock
 from backends.openai import OpenAI
 from backends.registry import Registry, RegistryError, check
 from config.openai import OpenAIBackend
-from config.settings import Backend, Server, Settings, Streaming
+from config.settings import BackendSettings, Server, Settings, Streaming
 
 SOURCE = """
 from backends.interface import Backend, OptionError
@@ -60,7 +60,7 @@ def _own_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def settings(default: str = "mock", **others: dict[str, Any]) -> Settings:
-    made = Settings(backend=Backend(others=others), streaming=Streaming(message_delay_ms=3))
+    made = Settings(backend=BackendSettings(others=others), streaming=Streaming(message_delay_ms=3))
     return msgspec.structs.replace(made, server=msgspec.structs.replace(made.server, backend=default))
 
 
@@ -129,13 +129,15 @@ def test_the_relay_is_there_where_it_is_used_and_not_even_imported_otherwise() -
         "Registry(Settings()); sys.exit(any(name.startswith('backends.openai') for name in sys.modules))"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2])
-    used = Settings(backend=Backend(openai=OpenAIBackend(api_base="http://127.0.0.1:8000")))
+    used = Settings(backend=BackendSettings(openai=OpenAIBackend(api_base="http://127.0.0.1:8000")))
     registry = Registry(used)
     assert registry.names() == ["echo", "mock", "openai"]
     relaying = registry.get("openai")
     assert isinstance(relaying, OpenAI)
     assert relaying.origins()[0].port == 8000
-    registry.reload(msgspec.structs.replace(used, backend=Backend(openai=OpenAIBackend(api_base="http://[::1]:9"))))
+    registry.reload(
+        msgspec.structs.replace(used, backend=BackendSettings(openai=OpenAIBackend(api_base="http://[::1]:9")))
+    )
     assert relaying.origins()[0].authority == "[::1]:9"
     registry.close()
 
@@ -169,7 +171,7 @@ def test_a_default_that_is_not_there() -> None:
     ],
 )
 def test_a_check_finds_what_a_start_would(section: dict[str, str], said: str) -> None:
-    backend = Backend(openai=msgspec.convert(section, OpenAIBackend))
+    backend = BackendSettings(openai=msgspec.convert(section, OpenAIBackend))
     with pytest.raises(RegistryError, match=said):
         check(Settings(server=Server(backend="openai"), backend=backend))
 
@@ -177,7 +179,7 @@ def test_a_check_finds_what_a_start_would(section: dict[str, str], said: str) ->
 def test_a_check_opens_nothing_and_warns(tmp_path: Path) -> None:
     file = tmp_path / "ledger.jsonl"
     section = OpenAIBackend(api_base="http://x/v1", model="m", models=("n",), ledger_file=str(file))
-    (warning,) = check(Settings(backend=Backend(openai=section)))
+    (warning,) = check(Settings(backend=BackendSettings(openai=section)))
     assert "served by no upstream" in warning
     assert not file.exists()
 
@@ -186,4 +188,4 @@ def test_a_check_knows_names_and_classes() -> None:
     with pytest.raises(RegistryError, match="known are echo, mock, openai, test_model"):
         check(Settings(server=Server(backend="opanai")))
     others = {"mine": {"class": "own_backends:Picky"}}
-    assert check(Settings(backend=Backend(others=others))) == []  # what its constructor would say is not asked
+    assert check(Settings(backend=BackendSettings(others=others))) == []  # what its constructor would say is not asked

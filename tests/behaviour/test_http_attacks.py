@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from daemon.control.http.whole import BODY_WAIT_S
+from daemon.control.http.uvicorn.whole import BODY_WAIT_S
 from tests.behaviour.daemon_process import LATE_S_MAX, ROOT, Daemon
 from tests.behaviour.http_helpers import (
     COMPLETIONS,

@@ -24,7 +24,7 @@ import pytest
 from backends.mel.formats import BLOCK, END, ERROR, FRAMES
 from backends.mel.reference import features
 from config.mel import MelBackend
-from config.settings import Backend, Performance, Timeouts
+from config.settings import BackendSettings, Performance, Timeouts
 from daemon.plane import state as st
 from tests.backends.mel.signals import speech
 from tests.behaviour.daemon_process import DONE, HEAD, Daemon
@@ -43,7 +43,7 @@ BINARY = b'{"options":{"format":"binary","dtype":"float16"}}'
 SETTINGS = msgspec.structs.replace(
     upload_planes.SETTINGS,
     performance=Performance(body_buffer_count=8),
-    backend=Backend(mel=MelBackend(enabled=True, audio_bytes_max=0, audio_seconds_max=0)),
+    backend=BackendSettings(mel=MelBackend(enabled=True, audio_bytes_max=0, audio_seconds_max=0)),
 )
 IMPATIENT = Timeouts(first_byte_timeout_ms=1500, silence_timeout_ms=1500, linger_timeout_ms=500)
 GROWTH_BYTES_MAX = 16 << 20

@@ -8,13 +8,13 @@ import pytest
 from config.load import load, reload_difference, reloaded
 from config.mel import MelBackend
 from config.schema import KEYS, SECTIONS, Key, value_of
-from config.settings import Backend, Server, Settings
+from config.settings import BackendSettings, Server, Settings
 from config.test_model import TestModelBackend
 
 # The backends `openai`, `mel` and `test_model` are in use: otherwise nothing of their sections is reloaded.
 RELAYING = Settings(
     server=Server(backend="openai"),
-    backend=Backend(mel=MelBackend(enabled=True), test_model=TestModelBackend(enabled="on")),
+    backend=BackendSettings(mel=MelBackend(enabled=True), test_model=TestModelBackend(enabled="on")),
 )
 
 
@@ -35,7 +35,7 @@ def changed(key: Key) -> Settings:
 
 
 def with_others(others: dict[str, dict[str, object]]) -> Settings:
-    return Settings(backend=Backend(others=others))
+    return Settings(backend=BackendSettings(others=others))
 
 
 @pytest.mark.parametrize("key", KEYS.values(), ids=lambda key: key.path)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 import uvloop
 
 from daemon.__main__ import main
-from daemon.control import events
+from daemon.control.channel import events
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Generator
@@ -42,7 +42,7 @@ def _fail(*_: object) -> NoReturn:
 
 def _break_websockets() -> None:
     """What comes on them fails from now on."""
-    from daemon.control.http.websocket import WebSocketProtocol
+    from daemon.control.http.uvicorn.websocket import WebSocketProtocol
 
     WebSocketProtocol.handle_events = _fail  # type: ignore[assignment,method-assign]
 

@@ -22,7 +22,7 @@ import pytest
 from backends.openai.accounts import RelayAccounts
 from backends.openai.ledger import LedgerRow
 from backends.relay import Outcome
-from daemon.control.relay_metrics import RelayCollector
+from daemon.control.telemetry.relay_metrics import RelayCollector
 from tests.ports import unused_port
 from tests.processes import stop
 

@@ -20,10 +20,10 @@ import uvicorn
 from starlette.responses import Response, StreamingResponse
 
 from backends.interface import Request
-from daemon.control.http.application import Options, build
-from daemon.control.http.errors import ApiError
-from daemon.control.http.routing import Router, Served, UpstreamModels
-from daemon.control.monitoring import Answer, json_answer
+from daemon.control.http.api.errors import ApiError
+from daemon.control.http.api.model_routing import Router, Served, UpstreamModels
+from daemon.control.http.uvicorn.application import Options, build
+from daemon.control.telemetry.server import Answer, json_answer
 from tests.ports import unused_port
 
 if TYPE_CHECKING:
@@ -31,9 +31,9 @@ if TYPE_CHECKING:
 
     from fastapi import FastAPI
 
-    from daemon.control.http.interface import Ticket
-    from daemon.control.monitoring import Page
-    from daemon.control.told import Told
+    from daemon.control.http.uvicorn.interface import Ticket
+    from daemon.control.stream.client_outcome import Told
+    from daemon.control.telemetry.server import Page
 
 MODEL = "stage-1"
 START_SECONDS_MAX = 20.0

@@ -11,7 +11,7 @@ import pytest
 
 from backends.mel.formats import BlockWriter
 from backends.mel.spec import SAMPLE_RATE_HZ, hz_to_mel
-from daemon.control.metrics import cumulative_buckets
+from daemon.control.telemetry.metrics import cumulative_buckets
 from tests.page.conftest import reading, url_of
 from tests.page.reader import NOTHING
 

@@ -34,7 +34,7 @@ class KernelKey(NamedTuple):
     frame_type: FrameType
 
 
-class Memory(Protocol):
+class DeviceMemory(Protocol):
     """Memory of the device; gone with its last reference."""
 
     @property
@@ -46,13 +46,13 @@ class Memory(Protocol):
 class ArrayArgument(NamedTuple):
     """An array in the memory of a device, C-contiguous, as an argument of a launch."""
 
-    memory: Memory
+    memory: DeviceMemory
     offset: int  # in bytes
     dtype: str
     shape: tuple[int, ...]
 
 
-class Stream(Protocol):
+class DeviceStream(Protocol):
     """A queue of the device. Two streams overlap."""
 
     def wait(self) -> None:
@@ -60,10 +60,10 @@ class Stream(Protocol):
         ...
 
 
-class Event(Protocol):
+class DeviceEvent(Protocol):
     """A mark on a stream."""
 
-    def record(self, stream: Stream) -> None:
+    def record(self, stream: DeviceStream) -> None:
         """Set the mark behind what is on the stream now."""
         ...
 
@@ -75,7 +75,7 @@ class Event(Protocol):
         """Return when all before the mark is done; holds no GIL meanwhile. Raises what went wrong before it."""
         ...
 
-    def milliseconds_since(self, earlier: Event) -> float:
+    def milliseconds_since(self, earlier: DeviceEvent) -> float:
         """Time of the device between two marks that have been reached."""
         ...
 
@@ -83,7 +83,7 @@ class Event(Protocol):
 class Launch(Protocol):
     """A CUDA kernel with its arguments, packed once and launched often."""
 
-    def __call__(self, grid: tuple[int, int], stream: Stream) -> None:
+    def __call__(self, grid: tuple[int, int], stream: DeviceStream) -> None:
         """Put a launch on the stream."""
         ...
 
@@ -108,23 +108,23 @@ class Device(Protocol):
         """Page-locked memory of the host: only from there do copies overlap with anything."""
         ...
 
-    def memory(self, byte_count: int) -> Memory:
+    def memory(self, byte_count: int) -> DeviceMemory:
         """Memory of the device."""
         ...
 
-    def stream(self) -> Stream:
+    def stream(self) -> DeviceStream:
         """A new stream."""
         ...
 
-    def event(self) -> Event:
+    def event(self) -> DeviceEvent:
         """A new event."""
         ...
 
-    def copy_in(self, target: Memory, offset: int, source: Pages, stream: Stream) -> None:
+    def copy_in(self, target: DeviceMemory, offset: int, source: Pages, stream: DeviceStream) -> None:
         """Put a copy of a contiguous page-locked array to the device on the stream."""
         ...
 
-    def copy_out(self, target: Pages, source: Memory, offset: int, stream: Stream) -> None:
+    def copy_out(self, target: Pages, source: DeviceMemory, offset: int, stream: DeviceStream) -> None:
         """Put a copy from the device to a contiguous page-locked array on the stream."""
         ...
 

@@ -15,10 +15,10 @@ import numpy as np
 
 from backends.mel import spec
 from backends.mel.cuda.device import DeviceError
-from backends.mel.cuda.jobs import Array, Job, check_clips
+from backends.mel.cuda.jobs import Array, CudaJob, check_clips
 from backends.mel.cuda.loads import Loads
 from backends.mel.cuda.slots import CLIPS_MAX, CLIPS_STAGED_MAX
-from backends.mel.cuda.worker import Limits, Worker
+from backends.mel.cuda.worker import CudaLimits, CudaWorker
 from backends.mel.engine import EngineError, check_call
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ class Place:
     def __init__(self, engine: CudaEngine) -> None:
         """Made by `CudaEngine.place`."""
         self._engine = engine
-        self._worker: Worker | None = engine.attach()
+        self._worker: CudaWorker | None = engine.attach()
 
     @property
     def bin_count(self) -> int:
@@ -59,7 +59,7 @@ class Place:
     def compute(self, samples: Samples, frames: Frames, *, pinned: bool = False) -> None:
         """As `MelEngine.compute`; on this thread where the device is idle. `pinned` as `submit` has it."""
         check_call(samples, frames, self.bin_count, self.frame_count_max)
-        job = Job(samples, frames, pinned=pinned)
+        job = CudaJob(samples, frames, pinned=pinned)
         if self._worker is None or not self._worker.compute_here(job):
             self._submit(job)
         job.wait()
@@ -70,18 +70,18 @@ class Place:
         frames: Frames,
         *,
         pinned: bool = False,
-        callback: Callable[[Job], None] | None = None,
+        callback: Callable[[CudaJob], None] | None = None,
     ) -> Pending:
         """As `AsynchronousMelEngine.submit`; `callback` is called on the device's thread and must not block.
 
         `pinned`: both arrays are page-locked, as `Device.pinned` gives, and are copied from and to directly.
         """
         check_call(samples, frames, self.bin_count, self.frame_count_max)
-        job = Job(samples, frames, pinned=pinned, callback=callback)
+        job = CudaJob(samples, frames, pinned=pinned, callback=callback)
         self._submit(job)
         return job
 
-    def _submit(self, job: Job) -> None:
+    def _submit(self, job: CudaJob) -> None:
         while self._worker is not None and not self._worker.submit(job):
             self._engine.detach(self._worker)
             self._worker = self._engine.attach()
@@ -102,7 +102,7 @@ class CudaEngine:
         self,
         openers: Sequence[Callable[[], Device]],
         fallback: MelEngine,
-        limits: Limits | None = None,
+        limits: CudaLimits | None = None,
         loads: Loads | None = None,
     ) -> None:
         """`openers` open one device each, on the thread that calls them. `fallback` has the same number of bins.
@@ -111,12 +111,12 @@ class CudaEngine:
         `loads` counts the streams of all engines that share it; without one the engine counts its own.
         """
         self.counters = EngineCounters()
-        self._limits = limits or Limits()
+        self._limits = limits or CudaLimits()
         self._fallback = fallback
         self._loads = loads or Loads()
         self._lock = self._loads.lock
-        self._workers: list[Worker] = []
-        self._closed: list[Worker] = []
+        self._workers: list[CudaWorker] = []
+        self._closed: list[CudaWorker] = []
         for open_device in openers:
             self._open(open_device)
         if not self._workers:
@@ -124,7 +124,7 @@ class CudaEngine:
 
     def _open(self, open_device: Callable[[], Device]) -> None:
         try:
-            worker = Worker(open_device, self._fallback.bin_count, self._limits, self._on_lost)
+            worker = CudaWorker(open_device, self._fallback.bin_count, self._limits, self._on_lost)
         except EngineError as error:
             _log.warning("a GPU is not used: %s", error)
         else:
@@ -142,7 +142,7 @@ class CudaEngine:
         return self._limits.frames_in_call_max
 
     @property
-    def workers(self) -> list[Worker]:
+    def workers(self) -> list[CudaWorker]:
         """Devices in use, for their names, counters and queues."""
         return list(self._workers)
 
@@ -153,7 +153,7 @@ class CudaEngine:
     def compute(self, samples: Samples, frames: Frames) -> None:
         """As `MelEngine.compute`, on the device with the shortest queue; on this thread where it is idle."""
         check_call(samples, frames, self.bin_count, self.frame_count_max)
-        job = Job(samples, frames)
+        job = CudaJob(samples, frames)
         worker = self._shortest()
         if worker is None or not worker.compute_here(job):
             self._dispatch(job)
@@ -162,11 +162,11 @@ class CudaEngine:
     def submit(self, samples: Samples, frames: Frames) -> Pending:
         """As `AsynchronousMelEngine.submit`, on the device with the shortest queue."""
         check_call(samples, frames, self.bin_count, self.frame_count_max)
-        job = Job(samples, frames)
+        job = CudaJob(samples, frames)
         self._dispatch(job)
         return job
 
-    def submit_clips(self, samples: Array, features: Array, *, pinned: bool = False) -> list[Job]:
+    def submit_clips(self, samples: Array, features: Array, *, pinned: bool = False) -> list[CudaJob]:
         """Features of clips with Whisper's normalisation; returns jobs to wait for.
 
         `samples`: int16 or float32 [clips, up to 480000]; each is a clip of its own, with zeros to 30 s.
@@ -176,7 +176,7 @@ class CudaEngine:
         check_clips(samples, features, self.bin_count)
         step = CLIPS_MAX if pinned else CLIPS_STAGED_MAX
         jobs = [
-            Job(samples[first : first + step], features[first : first + step], pinned=pinned)
+            CudaJob(samples[first : first + step], features[first : first + step], pinned=pinned)
             for first in range(0, len(samples), step)
         ]
         for job in jobs:
@@ -190,7 +190,7 @@ class CudaEngine:
             worker.close()
         self._workers.clear()
 
-    def attach(self) -> Worker | None:
+    def attach(self) -> CudaWorker | None:
         """The device with the fewest streams and the shortest queue, with one stream more. For `Place`."""
         with self._lock:
             if not self._workers:
@@ -201,13 +201,13 @@ class CudaEngine:
             streams[worker.name] += 1
             return worker
 
-    def detach(self, worker: Worker) -> None:
+    def detach(self, worker: CudaWorker) -> None:
         """A stream less. For `Place`."""
         with self._lock:
             worker.streams -= 1
             self._loads.streams[worker.name] -= 1
 
-    def compute_on_cpu(self, job: Job) -> None:
+    def compute_on_cpu(self, job: CudaJob) -> None:
         """Do a job here and now, for want of a device."""
         self.counters.jobs_on_cpu += 1
         try:
@@ -241,7 +241,7 @@ class CudaEngine:
         np.maximum(raw, raw.max() - np.float32(spec.RANGE_DECADES), out=raw)
         features[:] = (raw + np.float32(spec.OFFSET)) / np.float32(spec.DIVISOR)
 
-    def _dispatch(self, job: Job) -> None:
+    def _dispatch(self, job: CudaJob) -> None:
         while True:
             worker = self._shortest()
             if worker is None:
@@ -250,12 +250,12 @@ class CudaEngine:
             if worker.submit(job):
                 return
 
-    def _shortest(self) -> Worker | None:
+    def _shortest(self) -> CudaWorker | None:
         """The device with the shortest queue."""
         with self._lock:
             return min(self._workers, key=lambda other: other.waiting, default=None)
 
-    def _on_lost(self, worker: Worker, jobs: list[Job], error: EngineError) -> None:
+    def _on_lost(self, worker: CudaWorker, jobs: list[CudaJob], error: EngineError) -> None:
         """Take a device out and find another place for its jobs; on the device's thread."""
         with self._lock:
             if worker in self._workers:
@@ -268,14 +268,14 @@ class CudaEngine:
         for job in jobs:
             self._move(job)
 
-    def _move(self, job: Job) -> None:
+    def _move(self, job: CudaJob) -> None:
         try:
             self._dispatch(job)
         except EngineError as refused:
             job.finish(refused)
 
 
-def open_cuda_engine(fallback: MelEngine, limits: Limits | None = None, loads: Loads | None = None) -> CudaEngine:
+def open_cuda_engine(fallback: MelEngine, limits: CudaLimits | None = None, loads: Loads | None = None) -> CudaEngine:
     """An engine over all GPUs of this machine; over none where PyCUDA or a driver is missing, which is said."""
     try:
         from backends.mel.cuda import pycuda_device  # noqa: PLC0415  (needs the extra `gpu`)

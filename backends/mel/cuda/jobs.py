@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 Array: TypeAlias = "npt.NDArray[Any]"
 
 
-class Job:
+class CudaJob:
     """Frames to be made of one chunk, or features of some clips; also what its caller waits on (`engine.Pending`).
 
     A chunk: samples [400 + 160 (n - 1)], frames [n, bins], raw. Clips: samples [clips, up to 480000], frames
@@ -31,7 +31,7 @@ class Job:
     __slots__ = ("_callback", "_error", "_finished", "_lock", "clips", "frames", "pinned", "samples", "submitted_ns")
 
     def __init__(
-        self, samples: Array, frames: Array, *, pinned: bool = False, callback: Callable[[Job], None] | None = None
+        self, samples: Array, frames: Array, *, pinned: bool = False, callback: Callable[[CudaJob], None] | None = None
     ) -> None:
         """`callback` is called on the device's thread when the job is done; it must not block."""
         assert samples.flags.c_contiguous and frames.flags.c_contiguous, "arrays are strided"  # noqa: PT018

@@ -15,14 +15,14 @@ import numpy as np
 import pycuda.driver as _driver  # type: ignore[import-not-found,import-untyped,unused-ignore]
 import pycuda.tools as _tools  # type: ignore[import-not-found,import-untyped,unused-ignore]
 
-from backends.mel.cuda import ptx as shipped_or_compiled
 from backends.mel.cuda.device import ArrayArgument, Device, DeviceError, KernelKey
 from backends.mel.cuda.layout import CLAMP_BLOCK, LOG_MEL_BLOCK, SHARED_BYTES
+from backends.mel.cuda.ptx import kernel_ptx
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from backends.mel.cuda.device import Bytes, Event, Launch, Memory, Pages, Stream
+    from backends.mel.cuda.device import Bytes, DeviceEvent, DeviceMemory, DeviceStream, Launch, Pages
 
 driver: Any = _driver
 tools: Any = _tools
@@ -64,7 +64,7 @@ class _Event:
     def __init__(self) -> None:
         self.handle: Any = _checked(driver.Event)
 
-    def record(self, stream: Stream) -> None:
+    def record(self, stream: DeviceStream) -> None:
         _checked(self.handle.record, cast("_Stream", stream).handle)
 
     def done(self) -> bool:
@@ -73,7 +73,7 @@ class _Event:
     def wait(self) -> None:
         _checked(self.handle.synchronize)
 
-    def milliseconds_since(self, earlier: Event) -> float:
+    def milliseconds_since(self, earlier: DeviceEvent) -> float:
         return float(_checked(self.handle.time_since, cast("_Event", earlier).handle))
 
 
@@ -122,21 +122,21 @@ class PycudaDevice:
     def pinned(self, byte_count: int) -> Bytes:
         return cast("Bytes", _checked(self._pages.allocate, (byte_count,), np.uint8))
 
-    def memory(self, byte_count: int) -> Memory:
+    def memory(self, byte_count: int) -> DeviceMemory:
         return _Memory(_checked(self._memories.allocate, byte_count), byte_count)
 
-    def stream(self) -> Stream:
+    def stream(self) -> DeviceStream:
         return _Stream()
 
-    def event(self) -> Event:
+    def event(self) -> DeviceEvent:
         return _Event()
 
-    def copy_in(self, target: Memory, offset: int, source: Pages, stream: Stream) -> None:
+    def copy_in(self, target: DeviceMemory, offset: int, source: Pages, stream: DeviceStream) -> None:
         assert offset + source.nbytes <= target.byte_count, "more than the device's buffer holds"
         address = cast("_Memory", target).address + offset
         _checked(driver.memcpy_htod_async, address, source, cast("_Stream", stream).handle)
 
-    def copy_out(self, target: Pages, source: Memory, offset: int, stream: Stream) -> None:
+    def copy_out(self, target: Pages, source: DeviceMemory, offset: int, stream: DeviceStream) -> None:
         assert offset + target.nbytes <= source.byte_count, "more than the device's buffer holds"
         address = cast("_Memory", source).address + offset
         _checked(driver.memcpy_dtoh_async, target, address, cast("_Stream", stream).handle)
@@ -159,7 +159,7 @@ class PycudaDevice:
     def _function(self, key: KernelKey) -> Any:
         """Load a variant once."""
         if key not in self._functions:
-            ptx, name = shipped_or_compiled.kernel_ptx(key, self._capability)
+            ptx, name = kernel_ptx(key, self._capability)
             module = _checked(driver.module_from_buffer, ptx.encode() + b"\0")
             function = _checked(module.get_function, name)
             if key.name == "log_mel":
@@ -178,7 +178,7 @@ def _launch(
     arguments: bytes,
     shared_bytes: int,
     grid: tuple[int, int],
-    stream: Stream,
+    stream: DeviceStream,
 ) -> None:
     _checked(function._launch_kernel, grid, block, arguments, shared_bytes, cast("_Stream", stream).handle)
 

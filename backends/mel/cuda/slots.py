@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from backends.mel.cuda.device import Device, Launch
-    from backends.mel.cuda.jobs import Job
+    from backends.mel.cuda.jobs import CudaJob
 
 CHUNKS_MAX = 1024  # in one launch
 TABLE_BYTES = CHUNKS_MAX * CHUNK_BYTES
@@ -62,7 +62,7 @@ class Load:
         self._chunks = self._frames = self._samples = 0
         self._types: tuple[SampleType, FrameType] | None = None
 
-    def add(self, job: Job) -> bool:
+    def add(self, job: CudaJob) -> bool:
         """Take room for a job; false if it must wait for another launch. An empty slot takes any."""
         samples = self._samples + padded(job.samples.shape[-1]) * job.chunk_count
         frames = self._frames + job.frame_count
@@ -107,7 +107,7 @@ class Slot:
         }
         self._launches: dict[tuple[SampleType, FrameType], tuple[Launch, Launch]] = {}
         self._rows: list[tuple[int, ...]] = []  # of the table, as the device has it
-        self.jobs: list[Job] = []
+        self.jobs: list[CudaJob] = []
 
     def warm(self) -> None:
         """Compile every variant now, so that no stream waits for one."""
@@ -115,7 +115,7 @@ class Slot:
             for frame_type in _FRAME_TYPES:
                 self._prepared(sample_type, frame_type)
 
-    def start(self, jobs: list[Job]) -> None:
+    def start(self, jobs: list[CudaJob]) -> None:
         """Put copies and launches for jobs that one `Load` took on the stream; returns at once."""
         assert not self.jobs, "the slot is busy"
         assert jobs, "nothing to do"
@@ -135,7 +135,7 @@ class Slot:
             self._device.copy_out(self._staged_out[:byte_count], self._memory_out, 0, self._stream)
         self._done.record(self._stream)
 
-    def finish(self) -> list[Job]:
+    def finish(self) -> list[CudaJob]:
         """Wait for the frames, hand them to their jobs, and be free. The jobs are not finished yet."""
         self._done.wait()
         jobs, self.jobs = self.jobs, []
@@ -148,7 +148,7 @@ class Slot:
                 offset = end
         return jobs
 
-    def _copy_in(self, jobs: list[Job], sample_bytes: int) -> int:
+    def _copy_in(self, jobs: list[CudaJob], sample_bytes: int) -> int:
         """Fill the table, bring it and the samples to the device; returns the number of frames."""
         rows: list[tuple[int, ...]] = []
         frame_offset = sample_offset = 0

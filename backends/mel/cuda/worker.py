@@ -21,13 +21,13 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from backends.mel.cuda.device import Device
-    from backends.mel.cuda.jobs import Job
+    from backends.mel.cuda.jobs import CudaJob
 
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Limits:
+class CudaLimits:
     """Bounds of one device's work."""
 
     window_ms: float = 2.0  # the longest wait for other chunks; 0 to never wait
@@ -56,15 +56,15 @@ class Busy(EngineError):  # noqa: N818  (said to a caller, who may try again)
     """More jobs are waiting than the limit allows."""
 
 
-class Worker:
+class CudaWorker:
     """One device's thread and queue."""
 
     def __init__(
         self,
         open_device: Callable[[], Device],
         bin_count: int,
-        limits: Limits,
-        on_lost: Callable[[Worker, list[Job], EngineError], None],
+        limits: CudaLimits,
+        on_lost: Callable[[CudaWorker, list[CudaJob], EngineError], None],
     ) -> None:
         """Opens the device on its thread, with its buffers and CUDA kernels. Raises DeviceError when that fails.
 
@@ -78,7 +78,7 @@ class Worker:
         self._limits = limits
         self._on_lost = on_lost
         self._window = Window(int(limits.window_ms * 1e6), int(limits.latency_budget_ms * 1e6))
-        self._queue: deque[Job] = deque()
+        self._queue: deque[CudaJob] = deque()
         self._queued_bytes = 0
         self._running_jobs = 0
         self._changed = threading.Condition(threading.Lock())
@@ -99,7 +99,7 @@ class Worker:
         """How many jobs are waiting."""
         return len(self._queue)
 
-    def submit(self, job: Job) -> bool:
+    def submit(self, job: CudaJob) -> bool:
         """Queue a job; false if the device is lost, so that it must go elsewhere. Raises Busy."""
         with self._changed:
             if self._lost:
@@ -114,7 +114,7 @@ class Worker:
                 self._changed.notify()
         return True
 
-    def compute_here(self, job: Job) -> bool:
+    def compute_here(self, job: CudaJob) -> bool:
         """Do a job on the caller's thread, if the device is idle; false if it must be submitted. Wait for it then.
 
         Saves a lone stream the way to another thread and back, two wake-ups of tens of microseconds each.
@@ -185,7 +185,7 @@ class Worker:
             # A device that is lost cannot be given back either; the driver does so when the process ends.
             _log.log(logging.DEBUG if self._failure else logging.WARNING, "%s is not given back: %s", self.name, error)
 
-    def _fail(self, error: Exception, jobs: list[Job]) -> None:
+    def _fail(self, error: Exception, jobs: list[CudaJob]) -> None:
         """Give the device up, and those jobs and the queue to others; by the thread that has the turn.
 
         Before it gives the turn back, or another thread would use a device that has failed.
@@ -246,7 +246,7 @@ class Worker:
             else:
                 return
 
-    def _take(self, *, may_wait: bool) -> list[Job]:
+    def _take(self, *, may_wait: bool) -> list[CudaJob]:
         """Jobs for one launch; none when nothing is due, or only later and others are on their way."""
         with self._changed:
             while self._queue and not self._closing and not self._is_full():
@@ -257,7 +257,7 @@ class Worker:
                 if not may_wait:
                     return []
                 self._changed.wait((due_ns - now_ns) / 1e9)
-            jobs: list[Job] = []
+            jobs: list[CudaJob] = []
             load = Load()
             while self._queue and len(jobs) < self._limits.jobs_in_launch_max and load.add(self._queue[0]):
                 jobs.append(self._queue.popleft())
@@ -273,7 +273,7 @@ class Worker:
             or len(self._queue) >= self._limits.jobs_in_launch_max
         )
 
-    def _count(self, jobs: list[Job]) -> None:
+    def _count(self, jobs: list[CudaJob]) -> None:
         counters = self.counters
         counters.launches += 1
         counters.jobs += len(jobs)

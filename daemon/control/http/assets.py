@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from starlette.responses import Response
 
-from daemon.control.http.errors import ApiError
+from daemon.control.http.api.errors import ApiError
 
 if TYPE_CHECKING:
     from starlette.requests import Request

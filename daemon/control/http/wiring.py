@@ -7,26 +7,26 @@ from typing import TYPE_CHECKING
 
 import anyio
 
-from daemon.control.exits import StartError
-from daemon.control.http.application import Limits, Options, build
-from daemon.control.http.audio import BACKEND as MEL
-from daemon.control.http.audio import Audio, add_routes
-from daemon.control.http.checks import read_keys
-from daemon.control.http.front import HttpFront
-from daemon.control.http.keys import KeysError
-from daemon.control.http.routing import RELAYING_BACKEND, Router, Served, UpstreamModels
-from daemon.control.http.server import HttpServer
-from daemon.control.http.shortcut import StreamShortcut
-from daemon.control.http_metrics import HttpAccounts
+from daemon.control.http.api.keys import KeysError
+from daemon.control.http.api.model_routing import RELAYING_BACKEND, Router, Served, UpstreamModels
+from daemon.control.http.server.startup_checks import read_keys
+from daemon.control.http.uvicorn.application import Options, ShownLimits, build
+from daemon.control.http.uvicorn.audio import BACKEND as MEL
+from daemon.control.http.uvicorn.audio import Audio, add_routes
+from daemon.control.http.uvicorn.front import HttpFront
+from daemon.control.http.uvicorn.server import HttpServer
+from daemon.control.http.uvicorn.shortcut import StreamShortcut
+from daemon.control.process.exit_codes import StartError
+from daemon.control.telemetry.http_metrics import HttpAccounts
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from backends.registry import Registry
     from config.settings import Settings
-    from daemon.control.admission import Admission
-    from daemon.control.monitoring import Page
-    from daemon.control.relays import RelayingBackend
+    from daemon.control.admission.admission import Admission
+    from daemon.control.relay.backends import RelayingBackend
+    from daemon.control.telemetry.server import Page
 
 ANSWER_TIMEOUT_S_MAX = 86_400.0  # where streams have no limit
 
@@ -129,6 +129,6 @@ class FrontEnd:
         models = tuple(UpstreamModels(upstream.name, tuple(upstream.options.models)) for upstream in upstreams)
         return Served(self._names, models, self._settings.backend.openai.model)
 
-    def _limits(self) -> Limits:
+    def _limits(self) -> ShownLimits:
         limits = self._settings.limits
-        return Limits(limits.streams_per_user, limits.requests_per_minute_per_user)
+        return ShownLimits(limits.streams_per_user, limits.requests_per_minute_per_user)

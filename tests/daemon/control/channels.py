@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from daemon.control.events import EVENT
+from daemon.control.channel.events import EVENT
 from daemon.plane import messages as m
 
 TIMEOUT_S = 30.0

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from backends.relay import Attempt, Failure, Origin
-from daemon.control.transfers import Transfers
+from daemon.control.transfers.client import Transfers
 from daemon.plane import messages as m
 from daemon.plane import state as st
 from tests.daemon.control.channels import Channels, Recorded, parse

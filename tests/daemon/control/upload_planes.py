@@ -13,14 +13,14 @@ import msgspec
 from backends.interface import Fields, Request
 from backends.registry import Registry
 from config.mel import MelBackend
-from config.settings import Backend, Performance, Server, Settings, ThreadPool, Timeouts
-from daemon.control.admission import Admission
-from daemon.control.adoption import Adoption
-from daemon.control.commands import CommandWriter
-from daemon.control.events import EventReader
-from daemon.control.scripts import ScriptBook
-from daemon.control.streams import SilentObserver
-from daemon.control.workers import WorkerPool
+from config.settings import BackendSettings, Performance, Server, Settings, ThreadPool, Timeouts
+from daemon.control.admission.admission import Admission
+from daemon.control.channel.command_pipe import CommandWriter
+from daemon.control.channel.events import EventReader
+from daemon.control.channel.scripts import ScriptBook
+from daemon.control.stream.adoption import Adoption
+from daemon.control.stream.stream import SilentObserver
+from daemon.control.workers.pool import WorkerPool
 from daemon.data_plane import DataPlane
 from daemon.plane import messages as m
 from daemon.plane.table import allocate
@@ -31,7 +31,7 @@ SETTINGS = Settings(
     thread_pool=ThreadPool(pool_size=2),
     timeouts=Timeouts(linger_timeout_ms=500),
     performance=Performance(body_buffer_bytes=4096, body_buffer_count=8),
-    backend=Backend(mel=MelBackend(enabled=True)),
+    backend=BackendSettings(mel=MelBackend(enabled=True)),
 )
 
 

@@ -13,7 +13,7 @@ from scripts.bench.reading import BETWEEN, LATENESS, NUMBER_FIRST, scan
 from scripts.bench.tables import NUMBER_PLACEHOLDER, allocate, render, template
 
 if TYPE_CHECKING:
-    from scripts.bench.tables import Tables
+    from scripts.bench.records import Tables
 
 INTERVAL_NS = 1_000_000
 DONE = "data: [DONE]\n\n"

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
-    from backends.mel.cuda.device import Bytes, Event, Launch, Memory, Pages, Stream
+    from backends.mel.cuda.device import Bytes, DeviceEvent, DeviceMemory, DeviceStream, Launch, Pages
 
 Array: TypeAlias = "npt.NDArray[Any]"
 Kernel: TypeAlias = "Callable[..., None]"
@@ -55,7 +55,7 @@ class FakeEvent:
     def __init__(self, device: FakeDevice) -> None:
         self._device = device
 
-    def record(self, stream: Stream) -> None:
+    def record(self, stream: DeviceStream) -> None:
         del stream
 
     def done(self) -> bool:
@@ -66,7 +66,7 @@ class FakeEvent:
         if self._device.launch_s:
             time.sleep(self._device.launch_s)
 
-    def milliseconds_since(self, earlier: Event) -> float:
+    def milliseconds_since(self, earlier: DeviceEvent) -> float:
         del earlier
         return self._device.launch_s * 1000
 
@@ -122,17 +122,17 @@ class FakeDevice:
         self.check("memory")
         return np.full(byte_count, 0xFF, np.uint8)
 
-    def memory(self, byte_count: int) -> Memory:
+    def memory(self, byte_count: int) -> DeviceMemory:
         self.check("memory")
         return FakeMemory(byte_count, self._hold)
 
-    def stream(self) -> Stream:
+    def stream(self) -> DeviceStream:
         return FakeStream()
 
-    def event(self) -> Event:
+    def event(self) -> DeviceEvent:
         return FakeEvent(self)
 
-    def copy_in(self, target: Memory, offset: int, source: Pages, stream: Stream) -> None:
+    def copy_in(self, target: DeviceMemory, offset: int, source: Pages, stream: DeviceStream) -> None:
         del stream
         self.check("copy_in")
         self.copies_in += 1
@@ -140,7 +140,7 @@ class FakeDevice:
         content = cast("FakeMemory", target).content
         content[offset : offset + source.nbytes] = source.reshape(-1).view(np.uint8)
 
-    def copy_out(self, target: Pages, source: Memory, offset: int, stream: Stream) -> None:
+    def copy_out(self, target: Pages, source: DeviceMemory, offset: int, stream: DeviceStream) -> None:
         del stream
         self.check("copy_out")
         content = cast("FakeMemory", source).content
@@ -164,7 +164,9 @@ class FakeDevice:
     def _hold(self, byte_count: int) -> None:
         self.bytes_held += byte_count
 
-    def _launch(self, key: KernelKey, kernel: Kernel, values: list[Any], grid: tuple[int, int], stream: Stream) -> None:
+    def _launch(
+        self, key: KernelKey, kernel: Kernel, values: list[Any], grid: tuple[int, int], stream: DeviceStream
+    ) -> None:
         del stream
         self.check("launch")
         self.launches.append(key)

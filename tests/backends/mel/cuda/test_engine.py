@@ -15,10 +15,10 @@ import pytest
 from backends.mel import reference, spec
 from backends.mel.cuda.device import DeviceError
 from backends.mel.cuda.engine import CudaEngine, open_cuda_engine
-from backends.mel.cuda.jobs import Job
+from backends.mel.cuda.jobs import CudaJob
 from backends.mel.cuda.loads import Loads
 from backends.mel.cuda.slots import Slot
-from backends.mel.cuda.worker import Busy, Limits
+from backends.mel.cuda.worker import Busy, CudaLimits
 from backends.mel.engine import EngineError
 from backends.mel.stream import MelStream
 from tests.backends.mel.cuda.fake_device import FakeDevice
@@ -59,7 +59,7 @@ class Rig:
     def engine(
         self,
         *faults: dict[str, int],
-        limits: Limits | None = None,
+        limits: CudaLimits | None = None,
         kernels: Callable[[KernelKey], Callable[..., None]] | None = None,
         loads: Loads | None = None,
     ) -> CudaEngine:
@@ -102,7 +102,7 @@ def assert_right(samples: npt.NDArray[Any], frames: npt.NDArray[Any]) -> None:
 @pytest.mark.parametrize("dtype", ["int16", "float32"])
 @pytest.mark.parametrize("frame_count", [1, 31, 100, 3000])
 def test_chunks_are_those_of_the_specification(rig: Rig, dtype: str, frame_count: int) -> None:
-    engine = rig.engine({}, limits=Limits(frames_in_call_max=frame_count))
+    engine = rig.engine({}, limits=CudaLimits(frames_in_call_max=frame_count))
     samples, frames = chunk(frame_count, dtype=dtype), poisoned(frame_count, BINS)
     engine.compute(samples, frames)
     assert_right(samples, frames)
@@ -142,13 +142,13 @@ def test_chunks_of_many_streams_go_in_one_launch_and_come_back_to_each(rig: Rig)
         assert_right(*pair)
     counters = engine.workers[0].counters
     assert counters.jobs == 40
-    assert counters.launches <= 1 + Limits().slots
+    assert counters.launches <= 1 + CudaLimits().slots
     assert counters.jobs_in_launch_max >= 30
     assert counters.frames == sum(map(len, frames))
 
 
 def test_a_table_that_the_device_has_is_not_copied_again(rig: Rig) -> None:
-    engine = rig.engine({}, limits=Limits(slots=1))
+    engine = rig.engine({}, limits=CudaLimits(slots=1))
     samples = np.stack([chunk(100, seed) for seed in range(24)])
     features = poisoned(24, spec.WINDOW_FRAMES, BINS)
     for _ in range(2):
@@ -166,7 +166,7 @@ def test_a_table_that_the_device_has_is_not_copied_again(rig: Rig) -> None:
 
 
 def test_nobody_waits_for_streams_that_have_all_sent_their_chunks(rig: Rig) -> None:
-    engine = rig.engine({}, limits=Limits(window_ms=2_000, latency_budget_ms=10_000))
+    engine = rig.engine({}, limits=CudaLimits(window_ms=2_000, latency_budget_ms=10_000))
     rig.devices[0].launch_s = 0.005
     places = [engine.place() for _ in range(4)]
     started_s = time.monotonic()
@@ -179,7 +179,7 @@ def test_nobody_waits_for_streams_that_have_all_sent_their_chunks(rig: Rig) -> N
 
 @pytest.mark.parametrize("faults", [{}, {"launch": 3}])
 def test_a_stream_of_audio_is_what_it_is_on_the_cpu(rig: Rig, faults: dict[str, int]) -> None:
-    place = rig.engine(faults, limits=Limits(frames_in_call_max=64)).place()
+    place = rig.engine(faults, limits=CudaLimits(frames_in_call_max=64)).place()
     stream = MelStream(place, "none", np.int16)
     audio = chunk(200)
     pieces = [stream.push(audio[first : first + 2_000]).copy() for first in range(0, len(audio), 2_000)]
@@ -264,11 +264,11 @@ def test_ten_thousand_streams_leave_nothing_behind(rig: Rig) -> None:
     assert device.bytes_held == held
     assert engine.workers[0].counters.jobs == 10_000
     gc.collect()
-    assert not [thing for thing in gc.get_objects() if isinstance(thing, Job)]
+    assert not [thing for thing in gc.get_objects() if isinstance(thing, CudaJob)]
 
 
 def test_more_than_the_queue_holds_is_refused(rig: Rig) -> None:
-    engine = rig.engine({}, limits=Limits(jobs_max=8, slots=1, jobs_in_launch_max=1))
+    engine = rig.engine({}, limits=CudaLimits(jobs_max=8, slots=1, jobs_in_launch_max=1))
     rig.devices[0].launch_s = 0.2
     pending: list[Any] = []
 
@@ -481,7 +481,7 @@ def test_a_device_that_failed_holds_nothing_of_its_streams(rig: Rig) -> None:
         place.compute(chunk(2), poisoned(2, BINS))
     engine.close()
     gc.collect()
-    assert not [thing for thing in gc.get_objects() if isinstance(thing, Job | Slot)]
+    assert not [thing for thing in gc.get_objects() if isinstance(thing, CudaJob | Slot)]
     assert rig.devices[0].bytes_held == 0
 
 
@@ -496,7 +496,7 @@ def test_engines_that_share_devices_share_their_loads(rig: Rig) -> None:
 
 
 def test_what_was_queued_when_a_device_failed_is_not_lost(rig: Rig) -> None:
-    engine = rig.engine({"wait": 1}, {}, limits=Limits(jobs_in_launch_max=4, slots=2))
+    engine = rig.engine({"wait": 1}, {}, limits=CudaLimits(jobs_in_launch_max=4, slots=2))
     rig.devices[0].launch_s = 0.02
     place = engine.place()
     jobs = [(chunk(3, number), poisoned(3, BINS)) for number in range(40)]
@@ -523,7 +523,7 @@ def test_a_callback_comes_when_the_frames_are_there(rig: Rig) -> None:
     called = threading.Event()
     samples, frames = chunk(3), poisoned(3, BINS)
 
-    def done(job: Job) -> None:
+    def done(job: CudaJob) -> None:
         assert job.done()
         called.set()
 

@@ -1,0 +1,1 @@
+"""Decides what streams on a socket, or why nothing does. Main thread."""

@@ -1,0 +1,1 @@
+"""What passes between the planes: commands down, events up, scripts, and the responses inside commands."""

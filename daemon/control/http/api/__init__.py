@@ -1,0 +1,1 @@
+"""The HTTP API without HTTP: errors, keys, models, schemas and formats."""

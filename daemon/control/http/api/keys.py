@@ -1,0 +1,118 @@
+"""Keys of the HTTP front's clients: a file with one per line, and who it is that sends one.
+
+A line is `NAME: KEY` or `KEY`; what begins with # is a comment. The name is who is limited, and stands in the ledger.
+Keys themselves are kept as digests and never shown.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import os
+import re
+import stat
+
+from daemon.control.http.api.errors import ApiError
+
+FILE_BYTES_MAX = 1 << 20
+KEYS_MAX = 4096
+KEY_CHARACTERS_MIN = 8
+KEY_CHARACTERS_MAX = 512
+MISSING = "Missing or invalid Authorization header. Expected: Bearer <token>"
+UNKNOWN = "Invalid API key"
+# What a bearer token may look like (RFC 6750); a colon is no part of it, so it can end a name.
+_is_key = re.compile(r"[A-Za-z0-9._~+/-]+=*").fullmatch
+_is_name = re.compile(r"[A-Za-z0-9._@-]{1,64}").fullmatch
+
+
+class KeysError(ValueError):
+    """The file cannot be used. The message names it and the line, and says what is right; it holds no key."""
+
+
+class Keys:
+    """The keys of one file. Main thread."""
+
+    def __init__(self, path: str) -> None:
+        """Raises KeysError."""
+        self._path = path
+        self._users = _read(path)
+
+    def __len__(self) -> int:
+        return len(self._users)
+
+    def reload(self) -> None:
+        """Read the file again. On a KeysError the keys stay as they are."""
+        self._users = _read(self._path)
+
+    def user(self, authorization: str | None) -> str:
+        """The name of whoever sent this Authorization header. Raises ApiError 401."""
+        scheme, _, key = (authorization or "").strip().partition(" ")
+        key = key.strip()
+        if scheme.lower() != "bearer" or not key:
+            raise ApiError(401, "missing_api_key", MISSING, headers={"WWW-Authenticate": "Bearer"})
+        digest = _digest(key)
+        found = ""
+        # All of them, so that the time it takes says nothing about which of them came close.
+        for known, name in self._users:
+            if hmac.compare_digest(digest, known):
+                found = name
+        if not found:
+            headers = {"WWW-Authenticate": 'Bearer error="invalid_token"'}
+            raise ApiError(401, "invalid_api_key", UNKNOWN, headers=headers)
+        return found
+
+
+def _digest(key: str) -> bytes:
+    return hashlib.sha256(key.encode(errors="surrogateescape")).digest()
+
+
+def _read(path: str) -> tuple[tuple[bytes, str], ...]:
+    users: dict[bytes, str] = {}
+    for number, line in enumerate(_lines(path), start=1):
+        text = line.strip()
+        if not text or text.startswith("#"):
+            continue
+        name, separator, key = text.rpartition(":")
+        name, key = name.strip(), key.strip()
+        where = f"{path}, line {number}"
+        if separator and not _is_name(name):
+            raise KeysError(f"{where}: a name must be 1 to 64 letters, digits, dots, dashes, underscores or @")
+        if not _is_key(key) or not KEY_CHARACTERS_MIN <= len(key) <= KEY_CHARACTERS_MAX:
+            raise KeysError(
+                f"{where}: a key must be {KEY_CHARACTERS_MIN} to {KEY_CHARACTERS_MAX} letters, digits or any of"
+                " - . _ ~ + /, with = at its end"
+            )
+        digest = _digest(key)
+        if digest in users:
+            raise KeysError(f"{where}: the key stands in another line, too")
+        users[digest] = name or f"key-{digest.hex()[:8]}"
+    if not users:
+        raise KeysError(f"{path} holds no key: write one per line, as NAME: KEY or KEY")
+    if len(users) > KEYS_MAX:
+        raise KeysError(f"{path} holds {len(users)} keys: at most {KEYS_MAX} can be used")
+    return tuple(users.items())
+
+
+def _lines(path: str) -> list[str]:
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise KeysError(f"{path} cannot be read: {reason}") from error
+    try:
+        mode = os.fstat(descriptor).st_mode
+        if not stat.S_ISREG(mode):
+            raise KeysError(f"{path} is no regular file")
+        if mode & (stat.S_IROTH | stat.S_IWOTH):
+            raise KeysError(f"{path} can be read or written by everybody: chmod 640, or less, is right for keys")
+        with open(descriptor, "rb", closefd=False) as file:
+            data = file.read(FILE_BYTES_MAX + 1)
+    finally:
+        os.close(descriptor)
+    if len(data) > FILE_BYTES_MAX:
+        raise KeysError(f"{path} is larger than {FILE_BYTES_MAX} bytes")
+    try:
+        return data.decode("ascii").splitlines()
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise KeysError(f"{path}, line {line}: only ASCII characters are right") from None

@@ -1,0 +1,77 @@
+"""Certificates: read and judged, and replaced by newer ones while the daemon listens. Main thread."""
+
+from __future__ import annotations
+
+import ssl
+import stat
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from daemon.control.process.exit_codes import EXIT_CONFIGURATION, StartError
+
+if TYPE_CHECKING:
+    from config.http import Http
+
+
+class RenewableContext(ssl.SSLContext):
+    """What listeners are given, for as long as they listen: each handshake is made in the context of that moment.
+
+    To load another certificate into a context that is in use would leave an old one in it whose key is of another type.
+    """
+
+    current: ssl.SSLContext
+
+    @classmethod
+    def of(cls, context: ssl.SSLContext | None) -> RenewableContext | None:
+        """Begin with this one; None without TLS."""
+        if context is None:
+            return None
+        made = cls(ssl.PROTOCOL_TLS_SERVER)
+        made.current = context
+        return made
+
+    def wrap_bio(
+        self,
+        incoming: ssl.MemoryBIO,
+        outgoing: ssl.MemoryBIO,
+        server_side: bool = False,
+        server_hostname: str | bytes | None = None,
+        session: ssl.SSLSession | None = None,
+    ) -> ssl.SSLObject:
+        """A handshake begins."""
+        return self.current.wrap_bio(incoming, outgoing, server_side, server_hostname, session)
+
+
+def load_certificates(settings: Http) -> ssl.SSLContext | None:
+    """A context with the certificate and its key; None without TLS. Raises StartError where they cannot be used.
+
+    Both files are set or none, and nobody is asked for a passphrase.
+    """
+    if bool(settings.tls_certificate_file) != bool(settings.tls_key_file):
+        raise _unusable("http.tls_certificate_file and http.tls_key_file belong together: set both, or none")
+    if not settings.tls_certificate_file:
+        return None
+    for name in ("tls_certificate_file", "tls_key_file"):
+        path = Path(getattr(settings, name))
+        try:
+            # A pipe would be waited for, and at a reload everybody's streams with it.
+            text = path.read_bytes() if stat.S_ISREG(path.stat().st_mode) else None
+        except OSError as error:
+            raise _unusable(f'http.{name} = "{path}" cannot be read: {error.strerror}') from error
+        if text is None or b"-----BEGIN " not in text:
+            raise _unusable(f'http.{name} = "{path}" is no PEM file')
+        if name == "tls_key_file" and b"ENCRYPTED" in text:
+            raise _unusable(f'http.{name} = "{path}" has a passphrase, and nobody is asked for one: take it off')
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    try:
+        context.load_cert_chain(settings.tls_certificate_file, settings.tls_key_file, password="")
+    except (OSError, ssl.SSLError) as error:
+        raise _unusable(
+            f'http.tls_certificate_file = "{settings.tls_certificate_file}" and http.tls_key_file = '
+            f'"{settings.tls_key_file}" do not belong together, or one of them is damaged: {error}'
+        ) from error
+    return context
+
+
+def _unusable(message: str) -> StartError:
+    return StartError(message, EXIT_CONFIGURATION)

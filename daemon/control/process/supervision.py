@@ -1,0 +1,93 @@
+"""Which failures end the process, and which end one connection or request alone. Main thread.
+
+What the whole daemon depends on is marked as essential, by name: the tasks that live as long as the daemon, the readers
+of the channels between the planes, and what is called back for streams that the data plane holds. An exception there
+ends the process, because nobody knows what state it left behind. Every other exception that reaches the event loop
+belongs to one connection or one request, and is contained: counted by its kind, logged, and the connection is closed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import logging
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+
+from daemon.control.process.rate_limited_log import RateLimitedLog
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine, Mapping, MutableMapping
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+KINDS: tuple[str, ...] = ("connection", "task", "callback", "other")
+LOG_INTERVAL_S = 60.0
+
+logger = logging.getLogger(__name__)
+
+
+class EssentialError(Exception):
+    """Something essential has failed with the exception that is this one's cause. Nothing but the loop catches it."""
+
+
+def essential(name: str, call: Callable[P, R]) -> Callable[P, R]:
+    """The same call, whose exceptions end the process; `name` says in the log what failed."""
+
+    @functools.wraps(call)
+    def supervised(*arguments: P.args, **options: P.kwargs) -> R:
+        try:
+            return call(*arguments, **options)
+        except Exception as error:
+            raise EssentialError(name) from error
+
+    return supervised
+
+
+def essential_task(loop: asyncio.AbstractEventLoop, name: str, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+    """A task whose exception ends the process."""
+    task = loop.create_task(work, name=name)
+    task.add_done_callback(_raise_its_exception)
+    return task
+
+
+def _raise_its_exception(task: asyncio.Task[None]) -> None:
+    error = None if task.cancelled() else task.exception()
+    if error is not None:
+        raise EssentialError(task.get_name()) from error
+
+
+def essential_failure(context: Mapping[str, Any]) -> BaseException | None:
+    """Why the process must end, where an exception handler's context says that it must."""
+    error: BaseException | None = context.get("exception")
+    if isinstance(error, EssentialError):
+        return error
+    # uvloop reports so, and with nothing else, that the kernel failed a listener or a poll, which it has closed.
+    return error if isinstance(error, OSError) and len(context) == 1 else None
+
+
+class Containment:
+    """Counts and logs the failures that end one connection or request."""
+
+    def __init__(self, counts: MutableMapping[str, int]) -> None:
+        """`counts` has all of KINDS."""
+        self._counts = counts
+        self._log = RateLimitedLog(logger, interval_s=LOG_INTERVAL_S)
+
+    def contain(self, context: Mapping[str, Any]) -> None:
+        """An exception handler's context that is not an essential failure: its connection, if it has one, ends."""
+        kind = _kind_of(context)
+        self._counts[kind] += 1
+        message = f"contained an exception in the code of one {kind}" if kind != "other" else "contained an exception"
+        self._log.warn(message, kind, context.get("exception"), detail=context.get("message", ""))
+        transport = context.get("transport")
+        if transport is not None:
+            transport.abort()
+
+
+def _kind_of(context: Mapping[str, Any]) -> str:
+    if "transport" in context or "protocol" in context:
+        return "connection"
+    if "task" in context or "future" in context:
+        return "task"
+    return "callback" if "handle" in context else "other"

@@ -1,0 +1,1 @@
+"""What the daemon counts, and the pages and tables that show it. Main thread."""

@@ -1,0 +1,174 @@
+"""Prometheus metrics, read at a scrape from the planes' own counters: between scrapes they cost nothing.
+
+prometheus-client formats them; it is imported only when metrics are on.
+"""
+
+from __future__ import annotations
+
+from http import HTTPStatus
+from typing import TYPE_CHECKING
+
+from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
+from prometheus_client.exposition import choose_encoder
+from prometheus_client.registry import Collector
+
+from daemon.control.telemetry.server import Answer
+from daemon.plane import counters
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+
+    from prometheus_client import Metric
+
+    from daemon.control.telemetry.stream_counts import Accounts
+    from daemon.plane.table import Plane
+
+PREFIX = "streaming_daemon_"
+# Bucket k of the plane ends at 2**k us. What is shown: from 16 us to 2**32 us, which is 72 minutes.
+BUCKET_FIRST, BUCKET_LAST = 4, 32
+
+HISTOGRAM_HELP = {
+    "handoff": "From the accept of a handoff to the decision what to stream.",
+    "first_byte": "From the accept of a handoff to the first byte taken by the client's socket.",
+    "message_interval": "Between two sends of one stream.",
+    "stream_duration": "From the accept of a handoff to the end of its stream.",
+    "queue_wait": "From admission until a worker has taken the stream.",
+}
+PLANE_COUNTERS = (
+    (counters.BYTES_SENT, "bytes", "Bytes sent to clients."),
+    (counters.MESSAGES_SENT, "messages", "Messages sent to clients."),
+    (counters.KEEP_ALIVES, "keep_alives", "Keep-alive comments sent while a source was silent."),
+    (counters.ACCEPTED, "accepted", "Connections accepted from the handoff socket."),
+    (counters.ACCEPT_PAUSES, "accept_pauses", "Times accepting stopped for want of descriptors or slots."),
+    (
+        counters.STALE_COMPLETIONS,
+        "stale_completions",
+        "Completions that came too late and were dropped.",
+    ),
+    (counters.SENDS_BLOCKED, "sends_blocked", "Sends that a client's full socket did not take at once."),
+    (counters.TURNS, "turns", "Turns of the data plane's loop."),
+    (counters.BODY_BYTES, "body_bytes", "Bytes of uploads received."),
+    (counters.CONNECTIONS_OPENED, "upstream_connections_opened", "Connections made to upstreams by the data plane."),
+    (counters.CONNECTIONS_REUSED, "upstream_connections_reused", "Requests sent on a connection that had been kept."),
+    (counters.UPSTREAM_BYTES, "upstream_bytes", "Bytes received from upstreams."),
+    (counters.TOKENS, "tokens", "Events of upstreams that said something."),
+)
+
+
+class DaemonCollector(Collector):
+    """Everything the daemon counts, as Prometheus wants it."""
+
+    def __init__(
+        self,
+        plane: Plane,
+        accounts: Accounts,
+        information: Mapping[str, str],
+        streams_max: int,
+        queue_length: Callable[[], int],
+    ) -> None:
+        """`information` becomes the labels of streaming_daemon_info."""
+        self._plane = plane
+        self._accounts = accounts
+        self._information = dict(information)
+        self._streams_max = streams_max
+        self._queue_length = queue_length
+
+    def collect(self) -> Iterator[Metric]:
+        """One consistent enough picture: each number is true, and no two are of exactly the same instant."""
+        yield from self._gauges()
+        yield from self._control_counters()
+        values = self._plane.counters.tolist()
+        for index, name, text in PLANE_COUNTERS:
+            yield CounterMetricFamily(PREFIX + name, text, value=values[index])
+        yield from self._histograms()
+
+    def _gauges(self) -> Iterator[Metric]:
+        accounts = self._accounts
+        for name, text, value in (
+            ("connections_active", "Streams that are open.", accounts.active),
+            ("connections_peak", "Most streams that were open at once.", accounts.active_peak),
+            ("connections_max", "Streams that may be open at once.", self._streams_max),
+            ("queue_length", "Streams that wait for a worker.", self._queue_length()),
+            ("slots_used", "Slots in use: streams, and handoffs being received or refused.",
+             int(self._plane.counters[counters.SLOTS_USED])),
+            ("upstream_connections_idle", "Connections to upstreams that are kept for the next stream.",
+             int(self._plane.counters[counters.CONNECTIONS_IDLE])),
+        ):  # fmt: skip
+            yield GaugeMetricFamily(PREFIX + name, text, value=value)
+        info = GaugeMetricFamily(PREFIX + "info", "What runs here.", labels=list(self._information))
+        info.add_metric(list(self._information.values()), 1)
+        yield info
+
+    def _control_counters(self) -> Iterator[Metric]:
+        accounts = self._accounts
+        requests = {"started": accounts.started, "completed": accounts.completed, "failed": accounts.failed}
+        yield _labelled("requests", "Streams by what became of them.", "status", requests)
+        yield _labelled("streams_ended", "Slots freed, by the reason the stream ended for.", "reason", accounts.ended)
+        yield _labelled("handoffs_rejected", "Handoffs answered with a refusal.", "reason", accounts.rejected)
+        yield _labelled(
+            "contained_exceptions",
+            "Exceptions in the code of one connection or request, which ended nothing else.",
+            "kind",
+            accounts.contained,
+        )
+        reloads = {"ok": accounts.reloads, "failed": accounts.reloads_failed}
+        yield _labelled("config_reloads", "Reloads of the configuration.", "result", reloads)
+        backends = CounterMetricFamily(
+            PREFIX + "backend_requests", "Streams by backend and what became of them.", labels=["backend", "status"]
+        )
+        for name, counts in accounts.backends.items():
+            backends.add_metric([name, "started"], counts.started)
+            backends.add_metric([name, "completed"], counts.completed)
+            backends.add_metric([name, "failed"], counts.failed)
+        yield backends
+
+    def _histograms(self) -> Iterator[Metric]:
+        sums_ns = self._plane.histogram_sums.tolist()
+        for index, name in enumerate(counters.HISTOGRAMS):
+            buckets = cumulative_buckets(self._plane.histograms[index].tolist())
+            yield HistogramMetricFamily(
+                f"{PREFIX}{name}_seconds", HISTOGRAM_HELP[name], buckets=buckets, sum_value=sums_ns[index] / 1e9
+            )
+
+
+def _labelled(name: str, text: str, label: str, values: Mapping[str, int]) -> CounterMetricFamily:
+    family = CounterMetricFamily(PREFIX + name, text, labels=[label])
+    for value, count in values.items():
+        family.add_metric([value], count)
+    return family
+
+
+def cumulative_buckets(counts: list[int]) -> list[tuple[str, float]]:
+    """The plane's buckets (k: below 2**k us) as Prometheus has them: upper bounds in seconds, counts added up."""
+    buckets: list[tuple[str, float]] = []
+    total = sum(counts[:BUCKET_FIRST])
+    for bucket in range(BUCKET_FIRST, BUCKET_LAST + 1):
+        total += counts[bucket]
+        buckets.append((repr(2**bucket / 1e6), total))
+    buckets.append(("+Inf", total + sum(counts[BUCKET_LAST + 1 :])))
+    return buckets
+
+
+class MetricsPage:
+    """The page /metrics: the daemon's metrics and those of the process and the interpreter."""
+
+    def __init__(self, collector: DaemonCollector, *others: Collector) -> None:
+        """A registry of our own: the library's global one belongs to whoever else imports it, such as a backend.
+
+        `others` are collectors of parts that do not always run.
+        """
+        self._registry = CollectorRegistry(auto_describe=False)
+        for each in (collector, *others):
+            self._registry.register(each)
+        ProcessCollector(registry=self._registry)
+        PlatformCollector(registry=self._registry)
+        GCCollector(registry=self._registry)
+
+    def __call__(self, accept: str) -> Answer:
+        """Text or OpenMetrics, as the scraper's Accept header asks."""
+        try:
+            encode, content_type = choose_encoder(accept)
+        except (TypeError, ValueError):  # what the library raises for a version that is no number
+            encode, content_type = choose_encoder("")
+        return Answer(HTTPStatus.OK, encode(self._registry), content_type)

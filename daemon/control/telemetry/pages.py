@@ -1,0 +1,138 @@
+"""/health, /ready and /metrics: what the daemon says of itself over HTTP."""
+
+from __future__ import annotations
+
+import time
+from http import HTTPStatus
+from typing import TYPE_CHECKING, NamedTuple
+
+from config import VERSION
+from config.library import PLANE, level_of
+from daemon.control.telemetry.server import Answer, json_answer
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+
+    from prometheus_client.registry import Collector
+
+    from daemon.control.telemetry.server import Page
+    from daemon.control.telemetry.stream_counts import Accounts
+    from daemon.control.wiring import Planes
+
+
+class UpstreamStatus(NamedTuple):
+    """How a server that streams are relayed from is doing."""
+
+    name: str
+    reachable: bool | None  # None: not known yet
+    breaker: str  # closed, half_open or open; one that may be tried again is half_open
+    is_default: bool  # streams of the default backend come from it
+
+    @property
+    def is_usable(self) -> bool:
+        """Whether a stream that begins now may be asked of it. What is not known to be bad is good."""
+        return self.reachable is not False and self.breaker != "open"
+
+
+class Condition:
+    """What the pages show beside the counts."""
+
+    def __init__(self, planes: Planes, backend_names: list[str], streams_max: int) -> None:
+        """The planes are running; the service says when it is ready for streams, and when no more."""
+        self.planes = planes
+        self.backend_names = backend_names
+        self.streams_max = streams_max
+        self.is_started = False
+        self.is_draining = False
+        self.upstreams: Callable[[], Iterable[UpstreamStatus]] = tuple  # none, until relaying says which
+
+    def reason_not_ready(self, upstreams: Iterable[UpstreamStatus]) -> str:
+        """Why a new handoff would not become a stream, as far as can be told. Empty when it would."""
+        if not self.is_started:
+            return "starting"
+        if self.is_draining:
+            return "draining"
+        # One that is left is enough, and upstreams that only a handoff can name are that handoff's concern.
+        of_default = [upstream for upstream in upstreams if upstream.is_default]
+        if of_default and not any(upstream.is_usable for upstream in of_default):
+            return "no upstream of the default backend can be asked"
+        return ""
+
+
+def health_page(accounts: Accounts) -> Page:
+    """Healthy as long as this function is called: the control plane turns. A dead data plane ends the process."""
+
+    def health(_accept: str) -> Answer:
+        uptime_s = (time.monotonic_ns() - accounts.start_ns) // 1_000_000_000
+        fields = {
+            "status": "healthy",
+            "timestamp": int(time.time()),
+            "version": VERSION,
+            "uptime_seconds": uptime_s,
+        }
+        return json_answer(HTTPStatus.OK, fields)
+
+    return health
+
+
+def ready_page(accounts: Accounts, condition: Condition) -> Page:
+    """200 when new streams are taken, otherwise 503; both say why."""
+    planes = condition.planes
+
+    def ready(_accept: str) -> Answer:
+        backends: dict[str, dict[str, int]] = {}
+        for name in condition.backend_names:
+            counts = accounts.backends[name]
+            backends[name] = {
+                "active": counts.active,
+                "started": counts.started,
+                "completed": counts.completed,
+                "failed": counts.failed,
+            }
+        upstreams = list(condition.upstreams())
+        reason = condition.reason_not_ready(upstreams)
+        fields: dict[str, object] = {
+            # What clients of model servers look for. The one worker is the data plane, which serves every stream.
+            "model_ready": not reason,
+            "queue_size": planes.queue_length(),
+            "max_queue_size": planes.queue_length_max(),
+            "device": "cpu",
+            "workers": [
+                {"worker_id": "worker_0", "is_ready": planes.is_accepting, "processed_requests": accounts.completed}
+            ],
+            "ready": not reason,
+            "reason": reason,
+            "draining": condition.is_draining,
+            "accepting": planes.is_accepting,
+            "kernel": planes.data_plane.kernel,
+            "kernel_reason": planes.data_plane.kernel_reason,
+            "streams": accounts.active,
+            "streams_max": condition.streams_max,
+            "queue_length": planes.queue_length(),
+            "backends": backends,
+            "upstreams": {each.name: {"reachable": each.reachable, "breaker": each.breaker} for each in upstreams},
+        }
+        return json_answer(HTTPStatus.SERVICE_UNAVAILABLE if reason else HTTPStatus.OK, fields)
+
+    return ready
+
+
+def metrics_page(
+    accounts: Accounts, condition: Condition, *, thread_pool: bool, collectors: Sequence[Collector] = ()
+) -> Page:
+    """Prometheus' metrics. The library is imported only here: what is off costs no memory.
+
+    `collectors` are those of parts that do not always run, such as relaying.
+    """
+    from daemon.control.telemetry.metrics import DaemonCollector, MetricsPage  # noqa: PLC0415
+
+    planes = condition.planes
+    information = {
+        "version": VERSION,
+        "kernel": planes.data_plane.kernel,
+        "level": level_of(PLANE),
+        "sqpoll": str(int(planes.data_plane.features.get("sqpoll", False))),
+        "thread_pool": str(int(thread_pool)),
+    }
+    own = DaemonCollector(planes.plane, accounts, information, condition.streams_max, planes.queue_length)
+    return MetricsPage(own, *collectors)

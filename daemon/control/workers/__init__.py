@@ -1,0 +1,1 @@
+"""Threads that run backends, and how much each may push."""
