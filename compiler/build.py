@@ -84,6 +84,7 @@ def build(order: Order, say: Callable[[str], None]) -> bool:
         missing = [level for level in levels if order.force or not is_current(order, level)]
         if not missing:
             say(f"{order.source.name}: nothing to be done")
+            return True
         return all(_in_a_child(order, group, say) for group in _groups(order.source, missing))
 
 

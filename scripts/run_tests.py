@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import os
 import random
+import re
 import shutil
 import subprocess
 import sys
@@ -30,13 +31,15 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
 ROOT = Path(__file__).resolve().parent.parent
+TESTS = ROOT / "tests"
 REPORTS = ROOT / ".cache" / "tests"
 NO_TESTS_COLLECTED = 5
 TESTS_FAILED = 1
 AGAIN_MAX = 5
 BUDGET_S = 15 * 60
 BUILD_BUDGET_S = 60
-PROGRAMS = "apache or browser or soak or external"
+WITH_PROGRAMS = ("apache", "browser", "soak", "external")
+PROGRAMS = " or ".join(WITH_PROGRAMS)
 UNIT_TESTS = ("tests/config", "tests/backends", "tests/daemon")
 SMOKE_TESTS = ("tests/behaviour/test_streams.py",)
 # Names what seeds the simulation takes beside those that are always the same (tests/simulation/proved.py).
@@ -53,6 +56,8 @@ class Part:
     # How tests are shared out among processes: evenly (worksteal) or by file (loadfile); "" is one at a time.
     distribution: str = "worksteal"
     paths: tuple[str, ...] = ()
+    # Only files that name one of these markers are looked at: to collect all tests takes each process ten seconds.
+    files_with: tuple[str, ...] = ()
     oldest_python: bool = False
     options: tuple[str, ...] = ()
     # A cache of its own for each way of compiling: Numba's key does not hold it, so they would take each other's code.
@@ -60,35 +65,42 @@ class Part:
 
 
 PARTS = {
-    "fast": Part("tests that share the machine", f"not (serial or cudasim or {PROGRAMS})", budget_s=450),
+    "fast": Part("tests that share the machine", f"not (serial or cudasim or {PROGRAMS})", budget_s=420),
     "programs": Part(
         "tests with Apache, a browser, proxies, a real upstream, and long ones",
         f"({PROGRAMS}) and not serial",
-        budget_s=100,
+        files_with=WITH_PROGRAMS,
+        budget_s=110,
         # What these start is shared by a file's tests, and dear.
         distribution="loadfile",
     ),
-    "alone": Part("tests that need the machine alone", "serial", budget_s=45, distribution=""),
+    "alone": Part("tests that need the machine alone", "serial", budget_s=70, distribution="", files_with=("serial",)),
     "interpreted": Part(
         "the plane interpreted, with numeric warnings as errors",
         "plane",
+        files_with=("plane",),
         budget_s=60,
         options=("-W", "error::RuntimeWarning"),
         environment={"NUMBA_DISABLE_JIT": "1"},
     ),
     "cudasim": Part(
-        "the CUDA kernels in Numba's simulator", "cudasim", budget_s=30, environment={"NUMBA_ENABLE_CUDASIM": "1"}
+        "the CUDA kernels in Numba's simulator",
+        "cudasim",
+        files_with=("cudasim",),
+        budget_s=30,
+        environment={"NUMBA_ENABLE_CUDASIM": "1"},
     ),
     "bounds": Part(
         "the plane compiled with bounds checks",
         "plane",
+        files_with=("plane",),
         budget_s=75,
         environment={"NUMBA_BOUNDSCHECK": "1"},
     ),
     "oldest": Part(
         "unit tests and a few of a whole daemon on the oldest Python",
         f"not (serial or cudasim or {PROGRAMS})",
-        budget_s=140,
+        budget_s=135,
         paths=(*UNIT_TESTS, *SMOKE_TESTS),
         oldest_python=True,
     ),
@@ -99,10 +111,18 @@ def _section(title: str) -> None:
     print(f"\n==> {title}", flush=True)
 
 
+def marked_files(markers: Sequence[str]) -> list[str]:
+    """Test files in which one of the markers is named."""
+    named = re.compile(rf"\bmark\.({'|'.join(markers)})\b")
+    files = sorted(path for path in TESTS.rglob("test_*.py") if named.search(path.read_text(encoding="utf-8")))
+    return [str(path.relative_to(ROOT)) for path in files]
+
+
 def _command(name: str, part: Part, python: str, report: Path, options: argparse.Namespace) -> list[str]:
+    paths = marked_files(part.files_with) if part.files_with else part.paths
     # Each part remembers its own failures, those of this run only.
     command = [python, "-m", "pytest", "-q", "-m", part.markers, "-o", f"cache_dir={REPORTS / name}", *part.options]
-    return [*command, f"--junit-xml={report}", *options.pytest, *part.paths]
+    return [*command, f"--junit-xml={report}", *options.pytest, *paths]
 
 
 def _pytest(command: list[str], environment: Mapping[str, str]) -> int:

@@ -92,6 +92,7 @@ def locks_held(reader: Reader) -> int:
     return int(reader.run("return navigator.locks.query().then(({ held }) => held.length)"))
 
 
+@pytest.mark.serial  # everything that it does must be done before the answer ends
 def test_a_hidden_page_is_not_frozen_while_an_answer_comes(reader: Reader) -> None:
     # Chromium's makers say that it freezes none that holds a lock; it would take five minutes to do so here.
     reader.allow_tokens(1_000_000)  # which are not over before they are stopped

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -32,6 +33,16 @@ def test_unsteady(number):
 BROKEN = """
 def test_broken():
     assert False
+"""
+MARKED = """
+import pytest
+
+@pytest.mark.usefixtures("tmp_path")
+def test_marked():
+    pass
+
+def test_unmarked():
+    pass
 """
 WORKER = """
 import os, pathlib
@@ -77,6 +88,7 @@ def _project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     environment = {"NUMBA_DISABLE_JIT": "1", "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
     part = run_tests.Part("a few tests", "", 600, options=("-p", "xdist"), environment=environment)
     monkeypatch.setattr(run_tests, "ROOT", tmp_path)
+    monkeypatch.setattr(run_tests, "TESTS", tmp_path)
     monkeypatch.setattr(run_tests, "REPORTS", tmp_path / "reports")
     monkeypatch.setattr(run_tests, "PARTS", {"few": part, "more": part})
     (tmp_path / "test_steady.py").write_text(STEADY)
@@ -153,6 +165,25 @@ def test_a_part_can_run_some_paths_only(
     monkeypatch.setattr(run_tests, "PARTS", {"few": part})
     status, lines = run(capfd)
     assert (status, lines[-1]) == (0, "1 passed, 0 failed, 0 skipped")
+
+
+def test_a_part_looks_only_at_files_that_name_its_markers(
+    project: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (project / "inner").mkdir()
+    (project / "inner" / "test_marked.py").write_text(MARKED)
+    (project / "test_not_to_be_imported.py").write_text("raise OSError")
+    part = replace(run_tests.PARTS["few"], markers="usefixtures", files_with=("skipif", "usefixtures"))
+    monkeypatch.setattr(run_tests, "PARTS", {"few": part})
+    status, lines = run(capfd)
+    assert (status, lines[-1]) == (0, "1 passed, 0 failed, 0 skipped")
+
+
+def test_no_marker_of_a_part_is_set_from_elsewhere() -> None:
+    """Or its tests would be in files that are not looked at."""
+    setting = re.compile(r"add_marker|pytestmark")
+    files = [path for path in run_tests.TESTS.rglob("*.py") if not path.name.startswith("test_")]
+    assert not [path for path in files if setting.search(path.read_text(encoding="utf-8"))]
 
 
 @pytest.mark.parametrize(("distribution", "beside"), [("", False), ("loadfile", True)])
