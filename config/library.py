@@ -16,8 +16,9 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from functools import lru_cache
+from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import msgspec
 
@@ -334,12 +335,15 @@ def _build(source: Source) -> Description:
     return check(source)
 
 
-def native(source: Source, function: Callable[..., Any], *, holds_gil: bool = False) -> Callable[..., Any]:
-    """The compiled form of an entry point; the function itself where code is interpreted (in tests).
+def native(source: Source, name: str, *, holds_gil: bool = False) -> Callable[..., Any]:
+    """The compiled form of an entry point, by the full name of its Python function, which is not imported for that.
+
+    Where code is interpreted (in tests) it is the function itself.
 
     Raises:
         LibraryError: the library is not to be used; says what to do.
     """
     if INTERPRETED:
-        return function
-    return load(source).entry(f"{function.__module__}.{function.__qualname__}", holds_gil=holds_gil)
+        module, _, function = name.rpartition(".")
+        return cast("Callable[..., Any]", getattr(import_module(module), function))
+    return load(source).entry(name, holds_gil=holds_gil)

@@ -19,7 +19,6 @@ import numpy as np
 from config.library import PLANE, native
 from daemon import thread
 from daemon.epoll import memory as epoll_memory
-from daemon.loop import run
 from daemon.plane.kernel_record import KERNEL, KERNEL_EPOLL, KERNEL_IO_URING, TIMESPEC
 from daemon.ring.enter import ARGUMENT
 from daemon.ring.memory import Buffers, KernelError, Ring, close_ring, kernel_version, open_ring
@@ -90,7 +89,7 @@ class DataPlane:
         self._ready = threading.Event()
         self._kept: list[Any] = []
         self._kernel = np.zeros(1, KERNEL)
-        self._run = native(PLANE, run)
+        self._run = native(PLANE, "daemon.loop.run")
         self._thread = threading.Thread(target=self._main, name="data-plane", daemon=True)
         shared = plane.globals[0]
         shared.listener_fd = listener_fd

@@ -53,8 +53,8 @@ class CpuEngine:
         self._windows = {np.dtype(np.float32): window, np.dtype(np.int16): window * INT16_SCALE}
         self._window_addresses = {kind: scaled.ctypes.data for kind, scaled in self._windows.items()}
         self._entries = {
-            np.dtype(np.float32): native(MEL, batch.compute_float32),
-            np.dtype(np.int16): native(MEL, batch.compute_int16),
+            np.dtype(np.float32): native(MEL, "backends.mel.batch.compute_float32"),
+            np.dtype(np.int16): native(MEL, "backends.mel.batch.compute_int16"),
         }
         self._scratch = _Scratch()
 

@@ -121,7 +121,7 @@ class Inspector:
         self._words: Any = np.zeros(1, _SCRATCH)
         self._words[0].one = 1
         self._address = int(self._words.ctypes.data)
-        self._inspect = native(PLANE, inspect, holds_gil=True)
+        self._inspect = native(PLANE, f"{__name__}.inspect", holds_gil=True)
 
     def inspect(self, client_fd: int, peer_fd: int, wanted: int) -> int:
         """Check and prepare a client's descriptor: STREAM_SOCKET, or what is wrong with it."""
