@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import functools
 import hashlib
 import os
 import platform
@@ -85,7 +86,9 @@ def build(order: Order, say: Callable[[str], None]) -> bool:
         if not missing:
             say(f"{order.source.name}: nothing to be done")
             return True
-        return all(_in_a_child(order, group, say) for group in _groups(order.source, missing))
+        return all(
+            in_a_child(functools.partial(_build_levels, order, group, say)) for group in _groups(order.source, missing)
+        )
 
 
 def _groups(source: Source, levels: Sequence[str]) -> list[list[str]]:
@@ -97,15 +100,15 @@ def _groups(source: Source, levels: Sequence[str]) -> list[list[str]]:
     return [group for group in (wide, narrow) if group]
 
 
-def _in_a_child(order: Order, levels: Sequence[str], say: Callable[[str], None]) -> bool:
-    """A process for each front end: parts of Numba that are replaced stay replaced."""
+def in_a_child(work: Callable[[], None]) -> bool:
+    """Do this in a process of its own, and whether it succeeded: parts of Numba that are replaced stay replaced."""
     child = os.fork()
     if child != 0:
         _, status = os.waitpid(child, 0)
         return status == 0
     status = 1
     try:
-        _build_levels(order, levels, say)
+        work()
         status = 0
     except BuildError as error:
         print(f"error: {error}", file=sys.stderr)
