@@ -17,7 +17,7 @@ from backends.mel.cuda.device import DeviceError, KernelKey
 _FOLDER = Path(__file__).resolve().parent
 _SHIPPED = _FOLDER.parent / "built"
 _SOURCES = ("kernels.py", "layout.py", "tables.py", "../spec.py")
-SHIPPED_CAPABILITIES = ((7, 5), (8, 0), (9, 0))
+SHIPPED_CAPABILITIES = ((8, 0), (9, 0))  # earlier GPUs have too little shared memory
 _lock = threading.Lock()  # Numba compiles on one thread at a time; a device's thread waits for another's
 
 logger = logging.getLogger(__name__)
