@@ -260,7 +260,7 @@ def test_the_image_for_gpus_is_the_other_one_with_gpus() -> None:
     for word in ("USER", "STOPSIGNAL", "ENTRYPOINT", "CMD", "EXPOSE"):
         assert cuda[word] == plain[word], word
     assert set(plain["ENV"].split()) <= set(cuda["ENV"].split())
-    extras = re.findall(r"\.\[([a-z,]+)\]", (DEPLOY / "docker" / "Dockerfile.cuda").read_text())
+    extras = re.findall(r"streaming-daemon\[([a-z,]+)\]", (DEPLOY / "docker" / "Dockerfile.cuda").read_text())
     project = (REPOSITORY / "pyproject.toml").read_text()
     assert extras
     for extra in extras[0].split(","):
