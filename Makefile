@@ -31,6 +31,10 @@ help: ## List what there is
 run: $(VENV)/.run ## Install, start the daemon, show one stream, stay until Ctrl-C
 	@exec $(IN_VENV) -m scripts.run_demo
 
+.PHONY: demo-apache
+demo-apache: packages $(VENV)/.run ## The same behind Apache: a private one with PHP, the module and the example page
+	@exec $(IN_VENV) -m scripts.demo_apache
+
 .PHONY: test
 test: packages $(VENV)/.test $(REAL_SERVER)/.installed oldest-environment plane ## Run every test (packages and environments included)
 	@exec $(RUN_TESTS) --oldest-python "$$(cat .cache/oldest-python)"
@@ -96,6 +100,31 @@ wheel: $(VENV)/.run ## Build a wheel in dist/, with machine code for every x86-6
 	@rm -rf build/lib build/bdist.* && $(IN_VENV) -m pip --disable-pip-version-check wheel --quiet --no-deps \
 		--wheel-dir dist --config-settings=--build-option=--plat-name=$(WHEEL_PLATFORM) . && ls dist/*.whl
 
+# What the images install, by hash: for every platform, and from the oldest Python that an image has.
+LOCK := .cache/tools/bin/uv pip compile --quiet --universal --python-version 3.12 --generate-hashes --no-annotate \
+	--custom-compile-command "make lock" pyproject.toml
+# What builds the wheels, and the CUDA of the image for GPUs: kernels that a newer one compiled need a newer driver.
+BUILD := setuptools
+CUDA := cuda-toolkit==13.0.*
+.PHONY: lock
+lock: .cache/tools/.installed ## Choose anew what the images install: deploy/docker/*.lock
+	@echo "==> Locking what the images install"
+	@$(LOCK) --output-file deploy/docker/image.lock
+	@echo "$(CUDA)" | $(LOCK) - --output-file deploy/docker/image-cuda.lock --extra mel --extra gpu
+	@echo "$(BUILD)" | $(LOCK) - --output-file deploy/docker/build.lock --extra build
+	@printf '%s\n' "$(BUILD)" "$(CUDA)" | $(LOCK) - --output-file deploy/docker/build-cuda.lock \
+		--extra build --extra gpu-build
+
+.PHONY: sbom
+sbom: .cache/tools/.installed ## Write what an image holds to dist/, as CycloneDX
+	@echo "==> Listing what an image installs"
+	@$(IN_VENV) -m venv --clear .cache/image && \
+	.cache/image/bin/python $(PIP) --require-hashes --requirement deploy/docker/image.lock
+	@mkdir -p dist && version=$$($(IN_VENV) -c 'import config; print(config.VERSION)') && \
+	sed "s/^dynamic = .*/version = \"$$version\"/" pyproject.toml > .cache/image/pyproject.toml && \
+	.cache/tools/bin/cyclonedx-py environment .cache/image --pyproject .cache/image/pyproject.toml \
+		--output-reproducible --output-file "dist/streaming-daemon-$$version.cdx.json" && ls dist/*.cdx.json
+
 .PHONY: packages
 packages:
 	@scripts/install_debian_packages.sh
@@ -123,6 +152,11 @@ $(VENV)/.test: pyproject.toml | $(VENV)/.run
 $(VENV)/.check: pyproject.toml | $(VENV)/.run
 	@echo "==> Installing what the checks need"
 	@$(IN_VENV) $(PIP) --editable '.[build,test,mel,plot,transcribe,mel-check,check]' && touch $@
+
+# Tools for releases, in an environment of their own.
+.cache/tools/.installed: Makefile | $(IN_VENV)
+	@echo "==> Installing uv and cyclonedx-py into .cache/tools"
+	@$(IN_VENV) -m venv --clear .cache/tools && .cache/tools/bin/python $(PIP) uv==0.13.9 cyclonedx-bom==7.5.0 && touch $@
 
 # A real OpenAI-compatible server, in an environment of its own: the daemon's must hold nothing of it.
 .PHONY: real-server

@@ -2,31 +2,22 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
 from tests.apache import environment
-from tests.apache.environment import Apache
+from tests.apache.environment import Site
 
 
 @pytest.fixture(scope="session")
-def apache() -> Iterator[Apache]:
-    environment.require_packages()
-    # Not pytest's tmp_path: that is closed to Apache's user, and often longer than a Unix socket's path may be.
-    root = Path(tempfile.mkdtemp(prefix="streaming-daemon-apache-"))
-    try:
-        with environment.running_apache(root) as running:
-            yield running
-    finally:
-        shutil.rmtree(root)
+def apache() -> Iterator[Site]:
+    with environment.running_site() as running:
+        yield running
 
 
 @pytest.fixture(scope="session")
-def site(apache: Apache) -> Iterator[Apache]:
+def site(apache: Site) -> Iterator[Site]:
     """The example site, complete: Apache with a daemon behind it."""
     with environment.running_daemon(apache.default_socket):
         yield apache

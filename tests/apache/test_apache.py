@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import socket
 import subprocess
 import time
 import urllib.parse
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from http.client import HTTPConnection, HTTPResponse
 from pathlib import Path
 
@@ -183,8 +185,21 @@ def check_no_handoff_headers(response: HTTPResponse) -> None:
 def test_503_while_the_daemon_is_down(apache: Apache) -> None:
     response, body = get(apache, handoff_path(apache.socket_folder / "nobody.sock", data="{}"))
     assert response.status == 503
-    assert b"<h1>Service Unavailable</h1>" in body
+    assert b"<h1>503 Service Unavailable</h1>" in body
     check_no_handoff_headers(response)
+
+
+def test_503_at_once_while_the_backlog_is_full(apache: Apache) -> None:
+    path = apache.socket_folder / "backlog.sock"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener, ExitStack() as waiting:
+        listener.bind(str(path))
+        listener.listen(0)
+        path.chmod(0o666)
+        while True:
+            client = waiting.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK))
+            if client.connect_ex(str(path)) == errno.EAGAIN:
+                break
+        assert get(apache, handoff_path(path))[0].status == 503
 
 
 def test_503_when_a_dead_daemon_left_its_socket(apache: Apache) -> None:
@@ -208,24 +223,33 @@ def test_the_daemon_is_found_again_after_a_restart(apache: Apache) -> None:
 def test_403_outside_the_allowed_folder(apache: Apache, path: str) -> None:
     response, body = get(apache, handoff_path(path, data="{}"))
     assert response.status == 403
-    assert b"<h1>Forbidden</h1>" in body
+    assert b"<h1>403 Forbidden</h1>" in body
     check_no_handoff_headers(response)
 
 
 def test_403_where_the_path_only_seems_to_be_inside(apache: Apache) -> None:
     folder = apache.socket_folder
-    (folder / "link.sock").symlink_to("/tmp/elsewhere.sock")
     neighbour = folder.with_name(folder.name + "-neighbour")
     neighbour.mkdir()
-    for path in (f"{folder}/../elsewhere.sock", folder / "link.sock", neighbour / "x.sock", f"{neighbour}2/x.sock"):
+    for path in (f"{folder}/../elsewhere.sock", neighbour / "x.sock", f"{neighbour}2/x.sock"):
         assert get(apache, handoff_path(path))[0].status == 403, path
 
 
-def test_head_is_answered_by_apache_itself(site: Apache) -> None:
-    response, body = get(site, handoff_path(site.default_socket), method="HEAD")
-    assert response.status == 200
-    assert body == b""
-    check_no_handoff_headers(response)
+def test_a_link_inside_the_folder_is_followed_out_of_it(apache: Apache) -> None:
+    elsewhere = apache.root / "elsewhere.sock"
+    (apache.socket_folder / "link.sock").symlink_to(elsewhere)
+    with running_daemon(elsewhere):
+        _response, body = get(apache, handoff_path(apache.socket_folder / "link.sock"))
+    assert len(contents_of(body)) == MESSAGE_COUNT
+
+
+def test_head_is_handed_over_and_therefore_refused_by_stream_php(site: Apache) -> None:
+    with socket.create_connection(("127.0.0.1", site.port), timeout=30) as client:
+        client.sendall(f"HEAD {handoff_path(site.default_socket)} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
+        answer = b"".join(iter(lambda: client.recv(65536), b""))
+    assert len(contents_of(split_response(answer)[1])) == MESSAGE_COUNT
+    response, body = get(site, "/stream.php?prompt=x", method="HEAD")
+    assert (response.status, body) == (405, b"")
 
 
 def test_the_daemons_503_reaches_the_client(apache: Apache) -> None:

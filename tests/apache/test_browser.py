@@ -20,7 +20,7 @@ from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import WebDriverWait
 
 from tests.apache.environment import REPOSITORY, Apache, running_daemon
-from tests.apache.test_apache import contents_of, get, handoff_path, stream_url
+from tests.apache.test_apache import MESSAGE_COUNT, contents_of, get, handoff_path, stream_url
 from tests.browser import contrast_ratio, running_chromium, use_scheme
 
 pytestmark = pytest.mark.browser
@@ -56,6 +56,18 @@ class Page:
         field.clear()
         field.send_keys(prompt)
 
+    def set_prompt(self, prompt: str) -> None:
+        """As if pasted: typing thousands of characters takes seconds."""
+        script = (
+            "const field = document.getElementById('prompt');"
+            "field.value = arguments[0]; field.dispatchEvent(new Event('input'))"
+        )
+        self.browser.execute_script(script, prompt)
+
+    @property
+    def prompt_problem(self) -> str:
+        return str(self.browser.find_element(By.ID, "prompt").get_property("validationMessage"))
+
     def press(self, button: str) -> None:
         self.browser.find_element(By.ID, button).click()
 
@@ -72,6 +84,28 @@ class Page:
     @property
     def status(self) -> str:
         return self.browser.find_element(By.ID, "status").text
+
+    def is_shown(self, button: str) -> bool:
+        found = self.browser.find_element(By.ID, button)
+        return found.is_displayed() and found.is_enabled()
+
+    @property
+    def focused(self) -> str | None:
+        return self.browser.switch_to.active_element.get_attribute("id")
+
+    def press_tab(self) -> str | None:
+        self.browser.switch_to.active_element.send_keys(Keys.TAB)
+        return self.focused
+
+    def order_of_keyboard(self, count: int) -> list[str | None]:
+        """What Tab reaches from the prompt on, in order."""
+        self.browser.execute_script("document.getElementById('prompt').focus()")
+        return [self.focused, *(self.press_tab() for _ in range(count - 1))]
+
+    @property
+    def lines(self) -> list[str]:
+        """The answer as it is laid out."""
+        return self.browser.find_element(By.ID, "output").text.split("\n")
 
     @property
     def text(self) -> str:
@@ -182,12 +216,101 @@ def test_stop_ends_the_stream_with_the_keyboard_alone(page: Page, apache: Apache
         assert page.state == "stopped"
 
 
-def test_the_keyboard_reaches_everything_in_order(page: Page) -> None:
-    reached: list[str | None] = []
-    for _ in range(5):
-        page.browser.switch_to.active_element.send_keys(Keys.TAB)
-        reached.append(page.browser.switch_to.active_element.get_attribute("id"))
-    assert reached == ["prompt", "with-eventsource", "with-fetch", "stop", "output"]
+def test_messages_have_lines_of_their_own_until_that_is_switched_off(page: Page, site: Apache) -> None:
+    assert site.port
+    page.press("with-fetch")
+    page.wait_for("done")
+    assert len(page.lines) == MESSAGE_COUNT
+    assert page.lines[12] == "This is message 13 of 18."
+    page.press("lines")
+    assert len(page.lines) < MESSAGE_COUNT
+    assert "This is message 13 of 18.This is message 14 of 18." in "".join(page.lines)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "count"), [("x" * 8192, 8192), ("ü" * 4096, 8192), ("😀" * 2048, 8192), ("ü" * 4095 + "x\ny", 8193)]
+)
+def test_the_prompt_is_counted_in_bytes_as_stream_php_counts_it(
+    page: Page, site: Apache, prompt: str, count: int
+) -> None:
+    before = len(site.requests_logged("/stream.php"))
+    page.set_prompt(prompt)
+    assert page.browser.find_element(By.ID, "prompt-length").text.startswith(f"{count} of 8192 bytes.")
+    page.press("with-fetch")
+    if count <= 8192:
+        page.wait_for("done")
+    else:
+        assert page.state == "idle"
+        assert "8193 bytes are too many" in page.prompt_problem
+    assert len(site.requests_logged("/stream.php")) - before == (count <= 8192)
+
+
+def test_a_prompt_too_long_for_an_address_is_left_to_fetch(page: Page, site: Apache) -> None:
+    before = len(site.requests_logged("/stream.php"))
+    # An umlaut has six characters in an address.
+    room = 8190 - len("GET /stream.php?prompt= HTTP/1.1")
+    page.set_prompt("ü" * (room // 6) + "x" * (room % 6))
+    page.press("with-eventsource")
+    page.wait_for("done")
+    page.set_prompt("ü" * (room // 6) + "x" * (room % 6 + 1))
+    page.press("with-eventsource")
+    page.wait_for("failed")
+    assert "fetch has more room" in page.status
+    page.press("with-fetch")
+    page.wait_for("done")
+    assert site.requests_logged("/stream.php")[before:] == ["GET /stream.php 200", "POST /stream.php 200"]
+
+
+def test_enter_sends_by_the_way_that_was_used_last_and_shift_enter_does_not(page: Page, site: Apache) -> None:
+    before = len(site.requests_logged("/stream.php"))
+    page.type_prompt("one" + Keys.SHIFT + Keys.ENTER + Keys.SHIFT + "two")
+    assert page.state == "idle"
+    page.type_prompt("three" + Keys.ENTER)
+    page.wait_for("done")
+    page.press("with-eventsource")
+    page.wait_for("done")
+    page.type_prompt("four" + Keys.ENTER)
+    page.wait_for("streaming")
+    page.wait_for("done")
+    assert "Prompt: four" in page.text
+    methods = [line.split(" ")[0] for line in site.requests_logged("/stream.php")[before:]]
+    assert methods == ["POST", "GET", "GET"]
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_stop_is_there_while_streaming_and_try_again_after_that(page: Page, apache: Apache, way: str) -> None:
+    path = apache.socket_folder / f"again-{way}.sock"
+    assert (page.is_shown("stop"), page.is_shown("retry")) == (False, False)
+    with running_daemon(path, delay_ms=300):
+        page.ask_at(handoff_path(path, data='{"user_id":1,"prompt":"again"}'))
+        page.press(way)
+        page.wait_for_text()
+        assert (page.is_shown("stop"), page.is_shown("retry")) == (True, False)
+        page.browser.find_element(By.ID, "stop").send_keys(Keys.SPACE)
+        page.wait_for("stopped")
+        assert (page.is_shown("stop"), page.is_shown("retry"), page.focused) == (False, True, "retry")
+    page.browser.find_element(By.ID, "retry").send_keys(Keys.SPACE)
+    page.wait_for("failed")
+    assert (page.is_shown("stop"), page.is_shown("retry"), page.focused) == (False, True, "retry")
+    with running_daemon(path, delay_ms=1):
+        page.browser.find_element(By.ID, "retry").send_keys(Keys.SPACE)
+        page.wait_for("done")
+    assert (page.is_shown("stop"), page.is_shown("retry"), page.focused) == (False, False, "prompt")
+    assert "This is message 17 of 18." in page.text
+
+
+def test_the_keyboard_reaches_everything_in_order(page: Page, apache: Apache) -> None:
+    path = apache.socket_folder / "keyboard.sock"
+    buttons = ["prompt", "with-eventsource", "with-fetch"]
+    assert page.press_tab() == "prompt"
+    assert page.order_of_keyboard(5) == [*buttons, "output", "lines"]
+    with running_daemon(path, delay_ms=1000):
+        page.ask_at(handoff_path(path))
+        page.press("with-fetch")
+        page.wait_for_text()
+        assert page.order_of_keyboard(6) == [*buttons, "stop", "output", "lines"]
+        page.press("stop")
+    assert page.order_of_keyboard(6) == [*buttons, "retry", "output", "lines"]
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
@@ -195,7 +318,7 @@ def test_text_stands_out_in_light_and_dark(page: Page, site: Apache, scheme: str
     use_scheme(page.browser, scheme)
     page.press("with-fetch")
     page.wait_for("done")
-    for selector in ("h1", "p", "textarea", "#with-fetch", "#output"):
+    for selector in ("h1", "p", "#prompt-length", "textarea", "#with-fetch", "#stop", "#output", ".choice"):
         assert contrast_ratio(page.browser, selector) >= 4.5, (scheme, selector)
     if os.environ.get("STREAMING_DAEMON_SCREENSHOTS"):
         assert site.port

@@ -9,11 +9,10 @@ import shutil
 import socket
 import subprocess
 import sys
-import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Generator, Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -23,8 +22,8 @@ from backends.openai.accounts import RelayAccounts
 from backends.openai.ledger import LedgerRow
 from backends.relay import Outcome
 from daemon.control.telemetry.relay_metrics import RelayCollector
+from scripts.processes import stop
 from tests.ports import unused_port
-from tests.processes import stop
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 DEPLOY = REPOSITORY / "deploy"
@@ -33,13 +32,6 @@ MONITORING_FILES = (DEPLOY / "prometheus" / "alerts.yml", DEPLOY / "grafana" / "
 
 START_SECONDS_MAX = 90.0
 CLONE_NEWUSER = 0x10000000
-
-
-@pytest.fixture
-def folder() -> Iterator[Path]:
-    # pytest's own folders are often longer than a Unix socket's path may be.
-    with tempfile.TemporaryDirectory(prefix="streaming-daemon-deploy-") as name:
-        yield Path(name)
 
 
 @contextmanager
@@ -268,7 +260,7 @@ def test_the_image_for_gpus_is_the_other_one_with_gpus() -> None:
     for word in ("USER", "STOPSIGNAL", "ENTRYPOINT", "CMD", "EXPOSE"):
         assert cuda[word] == plain[word], word
     assert set(plain["ENV"].split()) <= set(cuda["ENV"].split())
-    extras = re.findall(r"\.\[([a-z,]+)\]", (DEPLOY / "docker" / "Dockerfile.cuda").read_text())
+    extras = re.findall(r"streaming-daemon\[([a-z,]+)\]", (DEPLOY / "docker" / "Dockerfile.cuda").read_text())
     project = (REPOSITORY / "pyproject.toml").read_text()
     assert extras
     for extra in extras[0].split(","):

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from scripts.processes import stop
 from tests.ports import unused_port
-from tests.processes import stop
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator

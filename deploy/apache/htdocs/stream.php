@@ -14,6 +14,8 @@ declare(strict_types=1);
 
 const PROMPT_BYTES_MAX = 8192;
 const BODY_BYTES_MAX = 65536;
+/** Of X-Handoff-Data by PHP-FPM: mod_proxy_fcgi cannot read a longer header line, and answers an empty 500. */
+const HANDOFF_BYTES_MAX_BY_FPM = 8173;
 
 /** Ends the request with an error in the form that the daemon uses for its own (RFC 9457). */
 function refuse(int $status, string $title, string $detail): never
@@ -23,6 +25,29 @@ function refuse(int $status, string $title, string $detail): never
     header('Cache-Control: no-store');
     echo json_encode(['type' => 'about:blank', 'title' => $title, 'status' => $status, 'detail' => $detail]), "\n";
     exit;
+}
+
+/**
+ * The daemon writes HTTP/1.1 in clear on the client's own socket. mod_socket_handoff does not look for TLS: it would
+ * hand such a connection over, and the answer would travel unencrypted to a client that cannot read it.
+ *
+ * A 500, because the server is set up wrongly and no other request would fare better (a browser repeats a 421).
+ */
+function refuse_what_cannot_be_handed_over(): void
+{
+    // mod_ssl sets both. Where TLS ended in front of this host, its administrator may have set one of them by hand
+    // (SetEnvIf X-Forwarded-Proto https HTTPS=on, or ServerName https://...), and the connection is plain.
+    $has_tls = in_array(strtolower($_SERVER['HTTPS'] ?? ''), ['on', '1'], true)
+        && ($_SERVER['REQUEST_SCHEME'] ?? 'https') === 'https';
+    $has_http2 = str_starts_with($_SERVER['SERVER_PROTOCOL'] ?? '', 'HTTP/2');
+    if (!$has_tls && !$has_http2) {
+        return;
+    }
+    $what = implode(' and ', array_keys(array_filter(['TLS' => $has_tls, 'HTTP/2' => $has_http2])));
+    $detail = "This connection speaks $what with Apache, so it cannot be handed over to streaming-daemon. End $what "
+        . 'in front of this virtual host, at a proxy that asks it by plain HTTP/1.1 (Protocols http/1.1, SSLEngine off).';
+    error_log("stream.php: $detail");
+    refuse(500, 'Internal Server Error', $detail);
 }
 
 /**
@@ -95,6 +120,7 @@ function validated_prompt(mixed $prompt): string
     return $prompt;
 }
 
+refuse_what_cannot_be_handed_over();
 refuse_other_sites();
 $user_id = authenticated_user_id();
 if ($user_id === null) {
@@ -104,6 +130,10 @@ $prompt = validated_prompt(prompt_of_request());
 
 // ASCII on purpose (json_encode's default): a header has no character set, and no line break survives the escaping.
 $handoff = json_encode(['user_id' => $user_id, 'prompt' => $prompt], JSON_THROW_ON_ERROR);
+if (PHP_SAPI === 'fpm-fcgi' && strlen($handoff) > HANDOFF_BYTES_MAX_BY_FPM) {
+    refuse(413, 'Content Too Large', 'The prompt is too long for a handoff by PHP-FPM, where its JSON may have '
+        . HANDOFF_BYTES_MAX_BY_FPM . ' bytes.');
+}
 
 header('X-Socket-Handoff: ' . ($_SERVER['STREAMING_DAEMON_SOCKET'] ?? '/run/streaming-daemon.sock'));
 header('X-Handoff-Data: ' . $handoff);
