@@ -82,30 +82,28 @@ BY_WORKER = 1  # a thread talks to the upstream: START, then PUSH and FINISH wit
 AS_CONTENT = 2  # events are rewritten as `data: {"content":...}`; otherwise passed on unchanged
 PASS_USAGE = 4  # the client asked for the usage event
 
-# Events. C: to the control plane, W: to the stream's worker channel.
-HANDOFF = 1  # C  a socket arrived (or was adopted): answer with OPEN
-EXPIRED = 2  # C  a deadline of an open stream passed: answer with STOP
-ENDED = 3  # C  the slot is free: how the stream ended and what it sent
-RELEASED = 4  # W  bytes and ranges that are the sender's again (cumulative counts)
-BODY = 5  # W  a piece of the upload, or its end
-STOPPED = 6  # W  last message of a stream to its worker; everything is given back
-LISTENER_IDLE = 7  # C  no accept is in flight any more
-PONG = 8  # C
-TABLE_READY = 9  # C
-ACCEPT_PAUSED = 10  # C  accepting stopped for want of descriptors or slots; `reason` is the errno or 0
-ACCEPT_RESUMED = 11  # C
-KEEP_ALIVE_DUE = (
-    12  # C  no head has left and the keep-alive interval has passed: PUSH with the KEEP_ALIVE flag may answer
-)
-ANSWERED = 13  # C  the upstream's first token; the record's last 48 bytes are the model's name, `reason` its length
-FAILED = 14  # C  an attempt failed: LET_GO at once, then ATTEMPT or STOP; fields below
-USAGE = 15  # C  right before ENDED of a relayed stream
+# Events; daemon/plane/event_records.py says what each means, and has its fields.
+HANDOFF = 1
+EXPIRED = 2
+ENDED = 3
+RELEASED = 4
+BODY = 5
+STOPPED = 6
+LISTENER_IDLE = 7
+PONG = 8
+TABLE_READY = 9
+ACCEPT_PAUSED = 10
+ACCEPT_RESUMED = 11
+KEEP_ALIVE_DUE = 12
+ANSWERED = 13
+FAILED = 14
+USAGE = 15
 
 # Event flags of HANDOFF.
 DATA_TRUNCATED = 1  # the message was larger than limits.handoff_bytes_max
 CONTROL_TRUNCATED = 2  # the kernel dropped descriptors
 EXTRA_DESCRIPTORS = 4  # more than one came; the others are closed
-ADOPTED = 8  # by ADOPT: `count` is its cookie and there is no data
+ADOPTED = 8  # by ADOPT, whose cookie it has; there is no data
 OPENED = 16  # ... and it has been opened as ADOPT said, so that no OPEN is awaited
 # Event flags of FAILED.
 FAILED_STREAMING = 1  # the client has had content: no other attempt can be made
@@ -160,28 +158,8 @@ COMMAND = _record(
     COMMAND_BYTES,
 )
 
-EVENT = _record(
-    [
-        ("kind", "<u2", 0),
-        ("flags", "<u2", 2),
-        ("slot", "<u4", 4),
-        ("generation", "<u4", 8),
-        ("reason", "<u2", 12),
-        ("state", "<u2", 14),  # ENDED, EXPIRED: the state it was in
-        ("address", "<i8", 16),  # HANDOFF, BODY: where the bytes are; ENDED: CLOCK_MONOTONIC of a relayed stream's end
-        ("length", "<i8", 24),  # HANDOFF, BODY: how many; ENDED: ns from accept to first byte, -1 = never
-        ("client_fd", "<i4", 32),
-        ("peer_fd", "<i4", 36),
-        ("time_ns", "<i8", 40),  # CLOCK_MONOTONIC of the accept (HANDOFF, ENDED)
-        ("bytes", "<i8", 48),  # ENDED: sent; RELEASED: inline bytes given back so far
-        ("count", "<i8", 56),  # ENDED: messages; RELEASED: ranges given back so far; PONG, adopted: cookie
-    ],
-    EVENT_BYTES,
-)
-
 RAW_CREDIT_BYTES = 8192
 MODEL_BYTES_MAX = 48
-MODEL_OFFSET = 16  # of the model's name in the record of ANSWERED
 
 ENDPOINT_PAYLOAD = _record(
     [

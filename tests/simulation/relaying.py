@@ -17,6 +17,7 @@ from daemon.plane import messages as m
 from daemon.plane import relay_failure as r
 from daemon.plane import state as st
 from daemon.plane import tag as t
+from daemon.plane.event_records import AnsweredEvent, Event, FailedEvent, UsageEvent
 from tests.simulation import wire
 from tests.simulation.checks import walk
 from tests.simulation.invariant import check
@@ -38,7 +39,6 @@ if TYPE_CHECKING:
 
 _ATTEMPT = struct.Struct("<qqqIIIIIIIIII")
 _ENDPOINT = struct.Struct("<III4x")
-_RECORD = struct.Struct("<qqiiqqq")
 ATTEMPTS_MAX = 4
 SLACK_NS = 3 * SECOND  # for what takes the kernel several operations, each of which may be late
 DEADLINE_SLACK_NS = SECOND // 3  # for what only takes a turn
@@ -185,37 +185,33 @@ class Relaying:
 
     # ---- events
 
-    def handle(self, event: wire.Event) -> bool:
+    def handle(self, event: Event) -> bool:
         """An event of the control plane's channel. False when it is none of ours."""
-        relay = self.relays.get(event.key)
-        if event.kind == m.ANSWERED:
-            check(relay is not None, f"{event.key}: ANSWERED of no relayed stream")
-            assert relay is not None
-            relay.answer(event, _RECORD.pack(*event[6:13]))
-        elif event.kind == m.FAILED:
-            check(relay is not None, f"{event.key}: FAILED of no relayed stream")
-            assert relay is not None
-            self._handle_failed(relay, event)
-        elif event.kind == m.USAGE:
-            check(relay is not None, f"{event.key}: USAGE of no relayed stream")
-            assert relay is not None
-            relay.use(event)
-        else:
+        if not isinstance(event, AnsweredEvent | FailedEvent | UsageEvent):
             return False
+        relay = self.relays.get(wire.key_of(event))
+        check(relay is not None, f"{event} of no relayed stream")
+        assert relay is not None
+        if isinstance(event, AnsweredEvent):
+            relay.answer(event)
+        elif isinstance(event, FailedEvent):
+            self._handle_failed(relay, event)
+        else:
+            relay.use(event)
         return True
 
-    def _handle_failed(self, relay: RelayCheck, event: wire.Event) -> None:
-        attempt = relay.present
-        check(attempt is not None and event.number == attempt.number, f"{event.key}: FAILED of attempt {event.number}")
+    def _handle_failed(self, relay: RelayCheck, event: FailedEvent) -> None:
+        attempt, key = relay.present, relay.stream.key
+        check(attempt is not None and event.attempt == attempt.number, f"{key}: FAILED of attempt {event.attempt}")
         assert attempt is not None
         attempt.check_failure(event)
-        lent = ctypes.string_at(event.address, event.length) if event.length else b""
+        lent = ctypes.string_at(event.lent_address, event.lent_bytes) if event.lent_bytes else b""
         delay_ns = self.rng.choice((0, 0, 0, 1, 300, 3000)) * MILLISECOND
 
         def let_go() -> None:
-            now = ctypes.string_at(event.address, event.length) if event.length else b""
-            check(now == lent, f"{event.key}: what FAILED lent has changed")
-            self.send(wire.command(m.LET_GO, event.key))
+            now = ctypes.string_at(event.lent_address, event.lent_bytes) if event.lent_bytes else b""
+            check(now == lent, f"{key}: what FAILED lent has changed")
+            self.send(wire.command(m.LET_GO, key))
             if relay.stream.ended is not None or relay.is_stopped:
                 return
             if not event.flags & m.FAILED_STREAMING:

@@ -3,38 +3,19 @@
 from __future__ import annotations
 
 import struct
-from typing import NamedTuple
 
 from daemon.plane import messages as m
+from daemon.plane.event_records import EVENT_LAYOUTS, Event, StreamEvent
 
 _COMMAND = struct.Struct("<HHIIIIIHHIHHHHi4xqqqqqIIIIIIIII4x")
-_EVENT = struct.Struct("<HHIIHHqqiiqqq")
 _FIELDS = tuple(name for name in m.COMMAND.names)
 _INDEX = {name: index for index, name in enumerate(_FIELDS)}
 assert _COMMAND.size == m.COMMAND_BYTES
-assert _EVENT.size == m.EVENT_BYTES
 
 
-class Event(NamedTuple):
-    """One record of an event pipe."""
-
-    kind: int
-    flags: int
-    slot: int
-    generation: int
-    reason: int
-    state: int
-    address: int
-    length: int
-    client_fd: int
-    peer_fd: int
-    time_ns: int
-    sent_bytes: int  # `bytes` of the record
-    number: int  # `count` of the record
-
-    @property
-    def key(self) -> tuple[int, int]:
-        return self.slot, self.generation
+def key_of(event: StreamEvent) -> tuple[int, int]:
+    """Which stream it is about."""
+    return event.slot, event.generation
 
 
 def command(kind: int, key: tuple[int, int] = (0, 0), payload: bytes = b"", **fields: int) -> bytes:
@@ -52,8 +33,11 @@ def command(kind: int, key: tuple[int, int] = (0, 0), payload: bytes = b"", **fi
 
 def events(data: bytes) -> list[Event]:
     """The whole records in `data`."""
-    whole = len(data) // m.EVENT_BYTES * m.EVENT_BYTES
-    return [Event(*fields) for fields in _EVENT.iter_unpack(data[:whole])]
+    found: list[Event] = []
+    for offset in range(0, len(data) // m.EVENT_BYTES * m.EVENT_BYTES, m.EVENT_BYTES):
+        layout = EVENT_LAYOUTS[int.from_bytes(data[offset : offset + 2], "little")]
+        found.append(layout.record(*layout.struct.unpack_from(data, offset)))
+    return found
 
 
 def chunk(data: bytes) -> bytes:

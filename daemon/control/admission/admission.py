@@ -29,6 +29,7 @@ from daemon.control.admission.policy import policy_of
 from daemon.control.admission.refusal import Refusal
 from daemon.control.admission.user_limits import remembered
 from daemon.control.channel.commands import adopting, pack
+from daemon.control.channel.events import Handler, handler
 from daemon.control.channel.responses import typed_head
 from daemon.control.process.rate_limited_log import RateLimitedLog
 from daemon.control.relay.backends import is_relaying
@@ -37,6 +38,7 @@ from daemon.control.stream.job import Job
 from daemon.control.stream.stream import Stream
 from daemon.plane import messages as m
 from daemon.plane import state as st
+from daemon.plane.event_records import EndedEvent, ExpiredEvent, HandoffEvent, KeepAliveDueEvent, UsageEvent
 from daemon.plane.table import WAITING_MAX
 
 if TYPE_CHECKING:
@@ -46,7 +48,6 @@ if TYPE_CHECKING:
     from backends.registry import Registry
     from config.settings import Settings
     from daemon.control.channel.command_pipe import CommandWriter
-    from daemon.control.channel.events import EventRecord
     from daemon.control.channel.responses import Ending
     from daemon.control.channel.scripts import ScriptBook
     from daemon.control.relay.attempts import Relays
@@ -114,15 +115,15 @@ class Admission:
     # -------------------------------------------------------------------------------------------- for the service
 
     @property
-    def handlers(self) -> dict[int, Callable[[EventRecord], None]]:
-        """By kind of event: those that concern streams."""
-        return {
-            m.HANDOFF: self.on_handoff,
-            m.EXPIRED: self.on_expired,
-            m.KEEP_ALIVE_DUE: self.on_keep_alive_due,
-            m.ENDED: self.on_ended,
-            **({} if self._relays is None else self._relays.handlers),
-        }
+    def handlers(self) -> list[Handler]:
+        """Those of the events that concern streams."""
+        return [
+            handler(HandoffEvent, self.on_handoff),
+            handler(ExpiredEvent, self.on_expired),
+            handler(KeepAliveDueEvent, self.on_keep_alive_due),
+            handler(EndedEvent, self.on_ended),
+            *([] if self._relays is None else self._relays.handlers),
+        ]
 
     def flush(self) -> None:
         """Send what the handlers decided."""
@@ -290,30 +291,30 @@ class Admission:
 
     # -------------------------------------------------------------------------------------------- a stream's beginning
 
-    def on_handoff(self, record: EventRecord) -> None:
+    def on_handoff(self, event: HandoffEvent) -> None:
         """A socket arrived: answered with exactly one OPEN."""
-        _, flags, slot, generation, _, _, address, length, client_fd, peer_fd, accepted_ns, _, cookie = record
+        flags, slot, generation = event.flags, event.slot, event.generation
         if flags & m.ADOPTED:
-            stream = Stream(slot, generation, accepted_ns)
-            self._admit_adopted(stream, self._adoptions.pop(cookie), is_opened=bool(flags & m.OPENED))
+            stream = Stream(slot, generation, event.accepted_ns)
+            self._admit_adopted(stream, self._adoptions.pop(event.cookie), is_opened=bool(flags & m.OPENED))
             if self._last_word is not None:  # it was on the way when all were stopped
                 self._stop_with(stream, *self._last_word)
             return
         wanted = self._wanted
-        found = self._inspector.inspect(client_fd, peer_fd, wanted)
+        found = self._inspector.inspect(event.client_fd, event.peer_fd, wanted)
         if found == NOT_A_STREAM_SOCKET:
             self._rare.warn("handoff of something that is no stream socket", "descriptor_refused")
             self._writer.add(self._opener.dropped(slot, generation, st.DESCRIPTOR_REFUSED))
             return
         if flags & _UNUSUAL:
             self._rare.warn("handoff with more descriptors than one", "extra_descriptors")
-        stream = Stream(slot, generation, accepted_ns)
+        stream = Stream(slot, generation, event.accepted_ns)
         try:
             if wanted & WANT_CREDENTIALS:
                 self._gate.check_peer(found, self._inspector)
             self._gate.check_room(self.active_count)
             self._gate.check_size(flags)
-            data = _string_at(address, length)
+            data = _string_at(event.data_address, event.data_bytes)
             self._admit(stream, decode(data), data)
         except Refusal as refusal:
             self._refuse(stream, refusal)
@@ -425,18 +426,18 @@ class Admission:
 
     # -------------------------------------------------------------------------------------------- a stream's end
 
-    def on_expired(self, record: EventRecord) -> None:
+    def on_expired(self, event: ExpiredEvent) -> None:
         """A deadline passed: the plane asks how to say so."""
-        stream = self._streams.get(record[2])
-        if stream is None or stream.generation != record[3]:
+        stream = self._streams.get(event.slot)
+        if stream is None or stream.generation != event.generation:
             return  # its ENDED was on its way
-        reason = record[4]
+        reason = event.reason
         is_upload_due = stream.job is not None and stream.job.awaits_upload
         self._stop(stream, reason, expired(reason, stream.style, stream.lines, is_upload_due=is_upload_due))
 
-    def on_keep_alive_due(self, record: EventRecord) -> None:
+    def on_keep_alive_due(self, event: KeepAliveDueEvent) -> None:
         """A long silence before the first byte: the head and a comment, so that nothing on the way gives up."""
-        slot, generation = record[2], record[3]
+        slot, generation = event.slot, event.generation
         stream = self._streams.get(slot)
         if stream is None or stream.generation != generation or stream.style == "raw":
             return
@@ -446,27 +447,27 @@ class Admission:
             pack(head + KEEP_ALIVE, kind=m.PUSH, slot=slot, generation=generation, flags=flags, head_bytes=len(head))
         )
 
-    def on_ended(self, record: EventRecord) -> None:
+    def on_ended(self, event: EndedEvent) -> None:
         """A slot is free: settle the accounts of its stream, if it had one."""
-        reason = record[4]
-        stream = self._streams.pop(record[2], None)
+        reason = event.reason
+        stream = self._streams.pop(event.slot, None)
         if stream is None:
             self._observer.stream_ended(None, reason)
             return
-        assert stream.generation == record[3], "one ENDED for each stream"
+        assert stream.generation == event.generation, "one ENDED for each stream"
         if stream.user is not None:
             self._gate.users.release(stream.user)
         if stream.job is not None:
             self._pool.end(stream.job)
         if stream.relayed is not None and self._relays is not None:
-            self._relays.ended(stream, record)
+            self._relays.ended(stream, event)
         if stream.has_body:
             self._body_count -= 1
         if stream.ended is not None:
             stream.ended(reason)
         self._observer.stream_ended(stream.backend, reason)
 
-    def settle(self, last_events: Callable[[Stream], tuple[EventRecord, EventRecord]]) -> None:
+    def settle(self, last_events: Callable[[Stream], tuple[UsageEvent, EndedEvent]]) -> None:
         """The plane has been stopped. What was let in is not opened any more, whether or not its socket had come.
 
         Relayed streams that the plane left open have ended as these events say of them.
@@ -480,10 +481,10 @@ class Admission:
         self._adoptions.clear()
         if self._relays is None:
             return
-        for stream in [stream for stream in self._streams.values() if stream.relayed is not None]:
-            usage, ended = last_events(stream)
-            self._relays.handlers[m.USAGE](usage)
-            self.on_ended(ended)
+        for stream in list(self._streams.values()):
+            if stream.relayed is not None:
+                stream.relayed.usage, ended = last_events(stream)
+                self.on_ended(ended)
 
     def _stop_with(self, stream: Stream, reason: int, status: int, detail: str) -> None:
         self._stop(stream, reason, ending(status, st.REASONS[reason], detail, stream.style, stream.lines))

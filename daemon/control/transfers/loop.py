@@ -18,12 +18,13 @@ from typing import TYPE_CHECKING, NamedTuple
 from backends.relay import Failure, FailureKind
 from daemon.control.channel.command_pipe import CommandBatches
 from daemon.control.channel.commands import pack_with_tail, tail
-from daemon.control.channel.events import EVENT, READ_BYTES, whole_records
+from daemon.control.channel.events import READ_BYTES, whole_records, worker_events
 from daemon.control.transfers.errors import failure_of
 from daemon.control.transfers.libcurl import load
 from daemon.control.transfers.origin_pool import Pool
 from daemon.control.transfers.transfer import Deadlines, Phase, Transfer
 from daemon.plane import messages as m
+from daemon.plane.event_records import ReleasedEvent, StoppedEvent
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -323,14 +324,14 @@ class TransferLoop:
             if not data:  # the plane is gone; the service ends the process
                 self._epoll.unregister(self._event_fd)
             data, self._leftover = whole_records(self._leftover + data if self._leftover else data)
-            for record in EVENT.iter_unpack(data):
-                transfer = self._transfers.get((record[2], record[3]))
+            for event in worker_events(data):
+                transfer = self._transfers.get((event.slot, event.generation))
                 if transfer is None:
                     continue
-                if record[0] == m.RELEASED:
-                    self._released(transfer, record[11])
-                elif record[0] == m.STOPPED:
-                    self._stopped(transfer, record[1])
+                if isinstance(event, ReleasedEvent):
+                    self._released(transfer, event.released_bytes)
+                elif isinstance(event, StoppedEvent):
+                    self._stopped(transfer, event.flags)
 
     def _released(self, transfer: Transfer, released_bytes: int) -> None:
         if released_bytes > transfer.pushed_bytes:

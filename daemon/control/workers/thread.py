@@ -21,16 +21,18 @@ from backends.interface import BackendError, BodyTruncated, Cancelled, paced_chu
 from backends.relay import Relay
 from backends.sse import content_event
 from daemon.control.channel.commands import pack, pack_with_tail, tail
-from daemon.control.channel.events import EVENT, READ_BYTES, EventRecord, whole_records
+from daemon.control.channel.events import READ_BYTES, whole_records, worker_events
 from daemon.control.channel.responses import STANDARD_HEAD, either
 from daemon.control.workers.credit import Credit, framing_bytes
 from daemon.plane import messages as m
 from daemon.plane import state as st
+from daemon.plane.event_records import BodyEvent, ReleasedEvent, StoppedEvent
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from daemon.control.stream.job import Job
+    from daemon.plane.event_records import WorkerEvent
 
 logger = logging.getLogger(__name__)
 
@@ -223,8 +225,8 @@ class WorkerThread:
                 self._pool.stopping = True
                 self._epoll.unregister(self._event_fd)
             data, self._leftover = whole_records(self._leftover + data)
-            for record in EVENT.iter_unpack(data):
-                self._handle(record)
+            for event in worker_events(data):
+                self._handle(event)
         for key, (job, credit) in list(self._held.items()):
             if job.ended:
                 self._settle(key, job, credit)
@@ -248,33 +250,32 @@ class WorkerThread:
 
     # ------------------------------------------------------------------------------------------------- events
 
-    def _handle(self, record: EventRecord) -> None:
-        kind, flags, slot, generation = record[:4]
+    def _handle(self, event: WorkerEvent) -> None:
         job = self._job
-        if job is None or job.slot != slot or job.generation != generation:
-            self._handle_earlier(record)
-        elif kind == m.RELEASED:
-            self._credit.released(record[11], record[12])
-        elif kind == m.BODY:
-            self._pieces.append((ctypes.string_at(record[6], record[7]), flags))
-        elif kind == m.STOPPED:
+        if job is None or job.slot != event.slot or job.generation != event.generation:
+            self._handle_earlier(event)
+        elif isinstance(event, ReleasedEvent):
+            self._credit.released(event.released_bytes, event.released_ranges)
+        elif isinstance(event, BodyEvent):
+            self._pieces.append((ctypes.string_at(event.piece_address, event.piece_bytes), event.flags))
+        else:
             self._stopped = True
             self._credit.drop()
 
-    def _handle_earlier(self, record: EventRecord) -> None:
+    def _handle_earlier(self, event: WorkerEvent) -> None:
         """An event of a stream that is no longer fed."""
-        kind, _, slot, generation = record[:4]
-        if kind == m.BODY:
-            self._return_body(slot, generation)
+        key = event.slot, event.generation
+        if isinstance(event, BodyEvent):
+            self._return_body(*key)
             return
-        held = self._held.get((slot, generation))
+        held = self._held.get(key)
         if held is None:
             return
         job, credit = held
-        if kind == m.RELEASED:
-            credit.released(record[11], record[12])
-        if kind == m.STOPPED or not credit.holds:
-            self._settle((slot, generation), job, credit)
+        if isinstance(event, ReleasedEvent):
+            credit.released(event.released_bytes, event.released_ranges)
+        if isinstance(event, StoppedEvent) or not credit.holds:
+            self._settle(key, job, credit)
 
     def _settle(self, key: tuple[int, int], job: Job, credit: Credit) -> None:
         credit.drop()

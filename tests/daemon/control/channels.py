@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from daemon.control.channel.events import EVENT
 from daemon.plane import messages as m
+from daemon.plane.event_records import EVENT_LAYOUTS, KIND_BYTES
 
 TIMEOUT_S = 30.0
 
@@ -106,14 +106,15 @@ class Channels:
         """Whether no command comes for so long."""
         return not self._parsed and not select.select([self.command_read_fd], [], [], seconds)[0]
 
-    def event(self, kind: int, **fields: int) -> None:
+    def event(self, kind: int, **fields: int | bytes) -> None:
         """Write one event."""
         os.write(self.event_write_fd, event(kind, **fields))
 
 
-def event(kind: int, **fields: int) -> bytes:
-    """One event's bytes; descriptors are -1 unless given."""
-    values: dict[str, Any] = {"client_fd": -1, "peer_fd": -1, **fields, "kind": kind}
-    data = EVENT.pack(*(values.pop(name, 0) for name in m.EVENT.names))
-    assert not values
-    return data
+def event(kind: int, **fields: int | bytes) -> bytes:
+    """One event's bytes; descriptors are -1 unless given, other fields 0."""
+    layout = EVENT_LAYOUTS[kind]
+    values: dict[str, Any] = {name: -1 if name.endswith("_fd") else 0 for name in layout.record._fields}
+    assert fields.keys() <= values.keys(), f"{layout.record.__name__} lacks some of {sorted(fields)}"
+    record = layout.record(**(values | fields))
+    return kind.to_bytes(KIND_BYTES, "little") + layout.struct.pack(*record)[KIND_BYTES:]

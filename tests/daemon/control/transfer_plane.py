@@ -96,7 +96,7 @@ class Plane:
 
     def release(self, slot: int, released_bytes: int) -> None:
         self.streams[slot].released_bytes = released_bytes
-        self.channels.event(m.RELEASED, slot=slot, generation=GENERATION, bytes=released_bytes)
+        self.channels.event(m.RELEASED, slot=slot, generation=GENERATION, released_bytes=released_bytes)
 
     def until(self, holds: Callable[[], bool], what: str, timeout_s: float = TIMEOUT_S) -> None:
         """Go on until something is so."""

@@ -87,8 +87,8 @@ def test_layouts_are_those_of_the_c_headers(
 
 @pytest.mark.parametrize(
     ("dtype", "size"),
-    [(messages.COMMAND, 128), (messages.EVENT, 64), (table.STREAM, 384), (table.CHANNEL, 64), (table.GLOBALS, 1024)],
-    ids=["command", "event", "stream", "channel", "globals"],
+    [(messages.COMMAND, 128), (table.STREAM, 384), (table.CHANNEL, 64), (table.GLOBALS, 1024)],
+    ids=["command", "stream", "channel", "globals"],
 )
 def test_records_are_aligned_and_do_not_overlap(dtype: np.dtype[np.void], size: int) -> None:
     assert dtype.itemsize == size
