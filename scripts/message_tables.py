@@ -1,4 +1,4 @@
-"""The tables of docs/contract.md: a table for each kind of event, from its declaration in daemon/plane.
+"""The tables of docs/contract.md: one for each kind of command and event, from its declaration in daemon/plane.
 
 A field's meaning is the comment behind it in the source.
 """
@@ -12,7 +12,7 @@ import tokenize
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from daemon.plane import event_records, messages
+from daemon.plane import command_records, event_records, messages
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -22,7 +22,10 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).resolve().parent.parent
 CONTRACT = Path("docs/contract.md")
-BEGIN = "<!-- Generated from daemon/plane/event_records.py by scripts/generate_reference.py: edit there, not here. -->"
+BEGIN = "<!-- Generated from daemon/plane/*_records.py by scripts/generate_reference.py: edit there, not here. -->"
+COMMAND_HEADER = (
+    "Behind the kind, at 2: the total size, payload and padding included (u2); at 4: the payload's size (u2)."
+)
 END = "<!-- End of what is generated. -->"
 
 
@@ -36,14 +39,19 @@ def contract() -> str:
 
 
 def _sections() -> Iterator[str]:
+    yield f"### Commands ({messages.COMMAND_BYTES} bytes, then the payload)"
+    meanings = _meanings(command_records)
+    yield COMMAND_HEADER
+    for kind, command in command_records.COMMAND_LAYOUTS.items():
+        yield _section(kind, command.record, command.fields, meanings)
     yield f"### Events ({messages.EVENT_BYTES} bytes)"
     meanings = _meanings(event_records)
-    for kind, layout in event_records.EVENT_LAYOUTS.items():
-        yield _section(kind, layout.record, layout.fields, meanings)
+    for kind, event in event_records.EVENT_LAYOUTS.items():
+        yield _section(kind, event.record, event.fields, meanings)
 
 
 def _section(kind: int, record: type[Any], fields: Iterable[Field], meanings: dict[tuple[str, str], str]) -> str:
-    name = record.__name__.removesuffix("Event")
+    name = record.__name__.removesuffix("Event").removesuffix("Command")
     rows = [
         f"| {field.offset} | `{field.name}` | {_shown(field.format)} | {meanings[record.__name__, field.name]} |"
         for field in fields

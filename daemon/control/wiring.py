@@ -28,6 +28,7 @@ from daemon.control.workers.pool import WorkerPool
 from daemon.data_plane import DataPlane
 from daemon.plane import counters
 from daemon.plane import messages as m
+from daemon.plane.command_records import PingCommand, ShutdownPlaneCommand, TableCommand
 from daemon.plane.event_records import (
     AcceptPausedEvent,
     AcceptResumedEvent,
@@ -129,12 +130,12 @@ class Planes:
 
     def ping(self, cookie: int) -> None:
         """Ask the data plane for a sign of life: `pong` will be called."""
-        self._writer.send(kind=m.PING, cookie=cookie)
+        self._writer.send(PingCommand(cookie))
 
     def copy_table(self, copied: Callable[[], None]) -> None:
         """Have the data plane copy its table; `copied` is called when `plane.snapshot` has it."""
         self._table_copied = copied
-        self._writer.send(kind=m.TABLE)
+        self._writer.send(TableCommand())
 
     async def let_go_of_listener(self) -> None:
         """Accept no more; returns when the listener may be closed."""
@@ -148,7 +149,7 @@ class Planes:
         """End all threads. False when one of them did not end: it is inside a backend."""
         self._loop.remove_reader(self.data_plane.ended_fd)
         self._events.stop()
-        self._writer.send(kind=m.SHUTDOWN_PLANE, flags=m.FORCE if self.slots_used else 0)
+        self._writer.send(ShutdownPlaneCommand(flags=m.FORCE if self.slots_used else 0))
         plane_has_ended = self._join_data_plane()
         # A plane that does not end is left behind with the process: what its records say now is all there will be.
         self.admission.settle(functools.partial(last_events, self.plane))

@@ -118,7 +118,7 @@ class AnsweredEvent(NamedTuple):
 
 
 class FailedEvent(NamedTuple):
-    """To the control plane: an attempt has failed. LET_GO follows at once, then ATTEMPT or STOP."""
+    """To the control plane: an attempt has failed. RELEASE follows at once, then ATTEMPT or STOP."""
 
     flags: U16  # FAILED_STREAMING: the client has had content, so no other attempt can be made
     slot: U32  # index in the stream table
@@ -126,7 +126,7 @@ class FailedEvent(NamedTuple):
     failure: U16  # what happened, as in FAILURES
     status: I32  # HTTP status of the answer; 0 = none
     error: I32  # errno; 0 = none
-    lent_address: I64  # where the answer (head, decoded body) or the error event's data lies, lent until LET_GO
+    lent_address: I64  # where the answer (head, decoded body) or the error event's data lies, lent until RELEASE
     lent_bytes: I64  # its size, 64 KiB at most; 0 = nothing is lent
     head_bytes: I64  # how much of it is the answer's head
     attempt: I64  # number of the attempt
@@ -206,3 +206,4 @@ EVENT_HEADER = dtype_of(
     (Field("kind", "<u2", 0), Field("slot", "<u4", SLOT_OFFSET), Field("generation", "<u4", GENERATION_OFFSET)),
     m.EVENT_BYTES,
 )
+assert EVENT_LAYOUTS[m.ANSWERED].dtype["model"].itemsize == m.MODEL_BYTES_MAX

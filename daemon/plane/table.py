@@ -199,7 +199,6 @@ _range_at = record_accessor(RANGE)
 _submission_at = record_accessor(entries.SUBMISSION)
 _completion_at = record_accessor(entries.COMPLETION)
 _channel_at = record_accessor(CHANNEL)
-_command_at = record_accessor(messages.COMMAND)
 _bucket_at = record_accessor(BUCKET)
 _word_at = record_accessor(WORD)
 _waiting_at = record_accessor(WAITING)
@@ -240,12 +239,6 @@ def completion_of(plane: Any, index: int) -> Any:
 def channel_of(plane: Any, number: int) -> Any:
     assert 0 <= number < CHANNEL_COUNT_MAX
     return _channel_at(plane.channels + number * 64)
-
-
-@inlined
-def command_of(plane: Any, offset: int) -> Any:
-    assert 0 <= offset <= COMMAND_BUFFER_BYTES - messages.COMMAND_BYTES
-    return _command_at(plane.commands + offset)
 
 
 @inlined

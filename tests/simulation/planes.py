@@ -203,7 +203,7 @@ class Feed:
         memory = ctypes.create_string_buffer(text, size)
         self.ranges.append((memory, size))
         stream, address = self.stream, ctypes.addressof(memory)
-        data = wire.command(m.PUSH_RANGE, stream.key, address=address, length=size)
+        data = wire.command(m.PUSH_RANGE, stream.key, range_address=address, range_bytes=size)
         self.worker.send(data, lambda: stream.push_range(0, text))
         return True
 

@@ -67,7 +67,7 @@ class RawFeed:
             return
         key, number = self.relay.stream.key, self.attempt.number
         self.worker.send(
-            wire.command(m.START, key, channel=self.worker.channel, cookie=number),
+            wire.command(m.START, key, channel=self.worker.channel, attempt=number),
             self._start_read,
         )
         self._plan()
@@ -124,7 +124,7 @@ class RawFeed:
             self._command(m.FINISH, flags, b"", lambda: attempt.end_body(clean=clean))
 
     def _command(self, kind: int, flags: int, payload: bytes, effect: Callable[[], None]) -> None:
-        data = wire.command(kind, self.relay.stream.key, payload, flags=flags, cookie=self.attempt.number)
+        data = wire.command(kind, self.relay.stream.key, payload, flags=flags, attempt=self.attempt.number)
 
         def apply() -> None:
             if self.is_started and not self.attempt.is_over:

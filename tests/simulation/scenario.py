@@ -452,7 +452,7 @@ class Simulation:
             "queue_timeout_ms": rng.choice((0, 30, 3000)),
             "first_byte_timeout_ms": rng.choice((0, 30, 3000)),
             "silence_timeout_ms": rng.choice((0, 50, 3000)),
-            "length": len(upload.body) if upload else 0,
+            "content_length": len(upload.body) if upload else 0,
             "prefix_bytes": len(prefix),
         }
         self._send_open(stream, prefix, lambda: stream.open(flags, b"", b""), flags=flags, **fields, **self._limits())

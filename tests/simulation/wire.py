@@ -1,16 +1,12 @@
-"""Commands and events as bytes, packed and unpacked with `struct`: the other side of the two pipes."""
+"""Commands and events as bytes: the other side of the two pipes."""
 
 from __future__ import annotations
 
-import struct
+import numpy as np
 
 from daemon.plane import messages as m
+from daemon.plane.command_records import COMMAND_LAYOUTS
 from daemon.plane.event_records import EVENT_LAYOUTS, Event, StreamEvent
-
-_COMMAND = struct.Struct("<HHIIIIIHHIHHHHi4xqqqqqIIIIIIIII4x")
-_FIELDS = tuple(name for name in m.COMMAND.names)
-_INDEX = {name: index for index, name in enumerate(_FIELDS)}
-assert _COMMAND.size == m.COMMAND_BYTES
 
 
 def key_of(event: StreamEvent) -> tuple[int, int]:
@@ -19,16 +15,22 @@ def key_of(event: StreamEvent) -> tuple[int, int]:
 
 
 def command(kind: int, key: tuple[int, int] = (0, 0), payload: bytes = b"", **fields: int) -> bytes:
-    """A whole command."""
-    values = [0] * len(_FIELDS)
-    values[0] = kind
-    values[_INDEX["total_bytes"]] = m.padded(len(payload))
-    values[_INDEX["slot"]], values[_INDEX["generation"]] = key
-    values[_INDEX["payload_bytes"]] = len(payload)
-    for name, value in fields.items():
-        values[_INDEX[name]] = value
-    data = _COMMAND.pack(*values) + payload
-    return data.ljust(m.padded(len(payload)), b"\0")
+    """A whole command; fields that are not given are 0. An ADOPT has those of OPEN, too."""
+    data = bytearray(m.padded(len(payload)))
+    data[m.COMMAND_BYTES : m.COMMAND_BYTES + len(payload)] = payload
+    values = {**fields, "kind": kind, "total_bytes": len(data), "payload_bytes": len(payload)}
+    dtypes = [COMMAND_LAYOUTS[kind].dtype]
+    if kind == m.ADOPT:
+        dtypes.append(COMMAND_LAYOUTS[m.OPEN].dtype)
+    elif "slot" in dtypes[0].names:
+        values["slot"], values["generation"] = key
+    for dtype in dtypes:
+        record = np.frombuffer(data, dtype, count=1)[0]
+        for name in values.keys() & set(dtype.names):
+            record[name] = values[name]
+    known = {name for dtype in dtypes for name in dtype.names}
+    assert values.keys() <= known, f"{sorted(values.keys() - known)} are not fields of this command"
+    return bytes(data)
 
 
 def events(data: bytes) -> list[Event]:

@@ -38,6 +38,7 @@ from daemon.control.stream.job import Job
 from daemon.control.stream.stream import Stream
 from daemon.plane import messages as m
 from daemon.plane import state as st
+from daemon.plane.command_records import ConfigureCommand, DrainCommand, OpenCommand, PushCommand, StopCommand
 from daemon.plane.event_records import EndedEvent, ExpiredEvent, HandoffEvent, KeepAliveDueEvent, UsageEvent
 from daemon.plane.table import WAITING_MAX
 
@@ -151,7 +152,7 @@ class Admission:
     def drain(self) -> None:
         """Let nothing in from now; the plane stops accepting. Streams go on."""
         self.draining = True
-        self._writer.send(kind=m.DRAIN)
+        self._writer.send(DrainCommand())
 
     def stop_all(
         self, reason: int = st.SHUTDOWN, status: int = 503, detail: str = "the server is shutting down"
@@ -166,7 +167,7 @@ class Admission:
         """New limits, timeouts and delays, for handoffs that come from now."""
         self._registry.reload(settings)
         self._apply(settings)
-        self._writer.send(kind=m.CONFIGURE, handoff_timeout_ms=settings.timeouts.handoff_timeout_ms)
+        self._writer.send(ConfigureCommand(settings.timeouts.handoff_timeout_ms))
 
     # -------------------------------------------------------------------------------------------- for the HTTP front
 
@@ -204,7 +205,7 @@ class Admission:
         assert found != NOT_A_STREAM_SOCKET, "the front gives stream sockets"
         # What the plane makes by itself it also opens by itself, and nobody is waited for before the first token.
         opening = b"" if adoption.entry.opened is None else self._opening(0, 0, adoption)
-        self._writer.add_soon(adopting(opening or pack(), client_fd, cookie))
+        self._writer.add_soon(adopting(opening or pack(OpenCommand(0, 0)), client_fd, cookie))
 
     def _opening(self, slot: int, generation: int, adoption: Adoption) -> bytes:
         """The OPEN of what the plane makes by itself."""
@@ -442,10 +443,8 @@ class Admission:
         if stream is None or stream.generation != generation or stream.style == "raw":
             return
         head, flag = (b"", m.STANDARD_HEAD) if stream.head is None else (stream.head, 0)
-        flags = m.KEEP_ALIVE | flag
-        self._writer.add(
-            pack(head + KEEP_ALIVE, kind=m.PUSH, slot=slot, generation=generation, flags=flags, head_bytes=len(head))
-        )
+        push = PushCommand(slot, generation, head_bytes=len(head), flags=m.KEEP_ALIVE | flag)
+        self._writer.add(pack(push, head + KEEP_ALIVE))
 
     def on_ended(self, event: EndedEvent) -> None:
         """A slot is free: settle the accounts of its stream, if it had one."""
@@ -490,10 +489,7 @@ class Admission:
         self._stop(stream, reason, ending(status, st.REASONS[reason], detail, stream.style, stream.lines))
 
     def _stop(self, stream: Stream, reason: int, said: Ending) -> None:
-        slot, generation = stream.slot, stream.generation
-        payload, head_bytes = said
-        self._writer.add(
-            pack(payload, kind=m.STOP, slot=slot, generation=generation, head_bytes=head_bytes, reason=reason)
-        )
+        stop = StopCommand(stream.slot, stream.generation, said.head_bytes, reason)
+        self._writer.add(pack(stop, said.payload))
         if stream.job is not None:
             self._pool.cancel(stream.job)

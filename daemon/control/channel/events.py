@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 READ_BYTES = 64 * 1024
 _AnEvent = TypeVar("_AnEvent", bound=Event)
-_new: Any = tuple.__new__  # of a record from its struct's tuple: half the time of the record's own constructor
+_new: Any = vars(tuple)["__new__"]  # makes a record of what its struct unpacked, twice as fast as the record itself
 _KINDS = {layout.record: kind for kind, layout in EVENT_LAYOUTS.items()}
 _DECODERS = {kind: (layout.record, layout.struct.unpack_from) for kind, layout in EVENT_LAYOUTS.items()}
 _WORKER_DECODERS = {kind: _DECODERS[kind] for kind in (RELEASED, BODY, STOPPED)}

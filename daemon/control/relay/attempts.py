@@ -10,11 +10,10 @@ import ctypes
 import functools
 import logging
 import os
-import struct
 from typing import TYPE_CHECKING, NamedTuple
 
 from backends.relay import Failure, FailureKind, Outcome, RelayError
-from daemon.control.channel.commands import pack, pack_with_tail, tail
+from daemon.control.channel.commands import pack
 from daemon.control.channel.events import Handler, handler
 from daemon.control.channel.responses import Ending, answer_of, either
 from daemon.control.process.rate_limited_log import RateLimitedLog
@@ -24,6 +23,7 @@ from daemon.control.relay.outcomes import outcome_of, unopened_outcome
 from daemon.control.stream.relayed import Relayed
 from daemon.plane import messages as m
 from daemon.plane import state as st
+from daemon.plane.command_records import AttemptCommand, ReleaseCommand, StopCommand
 from daemon.plane.event_records import AnsweredEvent, EndedEvent, FailedEvent, UsageEvent
 from daemon.plane.relay_table import SERIES_COUNT_MAX
 
@@ -41,8 +41,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_ATTEMPT = struct.Struct("<qqqIIIIIIIIII64x")
-_COMMON = tail()
 _OTHER = ("other", "other")  # the series of those beyond SERIES_COUNT_MAX
 _KINDS = tuple(FailureKind(name) for name in st.FAILURES)
 _UNREACHED = frozenset({FailureKind.CONNECT, FailureKind.CONNECT_TIMEOUT})
@@ -185,12 +183,24 @@ class Relays:
         flags = m.BY_WORKER if relayed.by_worker else 0
         flags |= m.AS_CONTENT if relay.format == "content" else 0
         flags |= m.PASS_USAGE if relay.passes_usage else 0
-        payload = _ATTEMPT.pack(
-            _address(request), len(request), _address(head), len(head), endpoint, relayed.number, flags,
-            origin.connect_timeout_ms, origin.head_timeout_ms, origin.first_token_timeout_ms,
-            origin.silence_timeout_ms, origin.drain_timeout_ms, self._series(origin.name, attempt.model),
-        )  # fmt: skip
-        self._parts.writer.add(pack_with_tail(_COMMON, m.ATTEMPT, 0, stream.slot, stream.generation, payload, 0))
+        command = AttemptCommand(
+            slot=stream.slot,
+            generation=stream.generation,
+            flags=flags,
+            endpoint=endpoint,
+            attempt=relayed.number,
+            request_address=_address(request),
+            request_bytes=len(request),
+            head_address=_address(head),
+            head_bytes=len(head),
+            series=self._series(origin.name, attempt.model),
+            connect_timeout_ms=origin.connect_timeout_ms,
+            head_timeout_ms=origin.head_timeout_ms,
+            first_token_timeout_ms=origin.first_token_timeout_ms,
+            silence_timeout_ms=origin.silence_timeout_ms,
+            drain_timeout_ms=origin.drain_timeout_ms,
+        )
+        self._parts.writer.add(pack(command))
 
     def _series(self, upstream: str, model: str) -> int:
         key = (upstream, model)
@@ -237,7 +247,7 @@ class Relays:
         """An attempt in the plane failed. What it lends is copied, and given back whatever has become of the stream."""
         slot, generation, head_bytes = event.slot, event.generation, event.head_bytes
         lent = ctypes.string_at(event.lent_address, event.lent_bytes) if event.lent_bytes > 0 else b""
-        self._parts.writer.add(pack(kind=m.LET_GO, slot=slot, generation=generation))
+        self._parts.writer.add(pack(ReleaseCommand(slot, generation)))
         found = self._find(slot, generation)
         if found is None or found[1].number != event.attempt:
             return
@@ -291,10 +301,8 @@ class Relays:
         told = {"upstream": upstream, "request_id": request_id, "status": error.status, "detail": error.message}
         # By upstream, as there are few: what one does must not hide what another does.
         self._rare.warn("relay failed", f"{kind.value} {upstream}", **told)
-        slot, generation, head_bytes = stream.slot, stream.generation, ending.head_bytes
-        self._parts.writer.add(
-            pack(ending.payload, kind=m.STOP, slot=slot, generation=generation, head_bytes=head_bytes, reason=reason)
-        )
+        stop = StopCommand(stream.slot, stream.generation, ending.head_bytes, reason)
+        self._parts.writer.add(pack(stop, ending.payload))
 
     def _on_usage(self, event: UsageEvent) -> None:
         found = self._find(event.slot, event.generation)

@@ -350,7 +350,7 @@ def test_a_drain_lets_nothing_in(desk: Callable[..., Desk]) -> None:
 def test_a_deadline_is_said_in_both_ways(desk: Callable[..., Desk], reason: int, status: int) -> None:
     one = desk()
     one.hand_over(b"{}")
-    (stop,) = one.send(m.EXPIRED, reason=reason, state=st.STREAMING)
+    (stop,) = one.send(m.EXPIRED, reason=reason)
     assert stop.kind == m.STOP
     assert stop.reason == reason
     assert stop.head.startswith(b"HTTP/1.1 %d " % status)
@@ -508,7 +508,7 @@ def test_a_full_queue_is_a_503(desk: Callable[..., Desk]) -> None:
     problem = problem_of(one.hand_over(b"{}", slot=3))
     assert (problem["status"], problem["code"]) == (503, "queue_full")
     # One that gives up makes room at once, before its slot is free.
-    one.send(m.EXPIRED, slot=1, reason=st.QUEUE_TIMEOUT, state=st.LLM_QUEUED)
+    one.send(m.EXPIRED, slot=1, reason=st.QUEUE_TIMEOUT)
     assert one.pool.queued_count == 1
     assert one.hand_over(b"{}", slot=4).flags & m.QUEUED
     one.end(slot=2, reason=st.CLIENT_GONE)
@@ -532,7 +532,7 @@ def test_an_adopted_socket_streams_like_any_other(desk: Callable[..., Desk]) -> 
     assert (adopt.kind, adopt.client_fd) == (m.ADOPT, one.client.fileno())
     opened = one.hand_over(b"", flags=m.ADOPTED, cookie=adopt.cookie)
     assert opened.flags == m.QUEUED | m.CHUNKED | m.BODY_LENGTH | m.BODY_PREFIX
-    assert (opened.length, opened.prefix_bytes, opened.payload) == (10, 3, b"abc")
+    assert (opened.content_length, opened.prefix_bytes, opened.payload) == (10, 3, b"abc")
     assert opened.keep_alive_ms == 0
     assert one.admission.active_count == 1
     one.end(reason=st.CLIENT_GONE)

@@ -83,21 +83,18 @@ def test_each_layout_is_the_planes(kind: int) -> None:
 
 
 @pytest.mark.parametrize("kind", EVENT_LAYOUTS)
-def test_each_field_is_read_by_its_name(kind: int) -> None:
+def test_each_field_is_read_by_its_name(kind: int, reading: Reading) -> None:
     layout = EVENT_LAYOUTS[kind]
+    seen: list[object] = []
+    handlers = [handler(layout.record, seen.append)]
+    reader = EventReader(reading.read_fd, reading.loop, handlers, lambda: None, lambda: None)
     for name in layout.record._fields:
         largest: int | bytes = bytes(range(1, 49)) if name == "model" else int(np.iinfo(layout.dtype[name]).max)
-        seen: list[tuple[int | bytes, ...]] = []
-        read_fd, write_fd = os.pipe2(os.O_NONBLOCK)
-        reader = EventReader(
-            read_fd, asyncio.new_event_loop(), [handler(layout.record, seen.append)], lambda: None, lambda: None
-        )
-        os.write(write_fd, event(kind, **{name: largest}))
+        os.write(reading.write_fd, event(kind, **{name: largest}))
         reader.read()
-        os.close(read_fd)
-        os.close(write_fd)
-        assert [type(record) for record in seen] == [layout.record]
-        assert getattr(seen[0], name) == largest
+        record = seen.pop()
+        assert isinstance(record, layout.record)
+        assert getattr(record, name) == largest
 
 
 def test_a_workers_events_have_their_own_types() -> None:

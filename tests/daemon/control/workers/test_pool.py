@@ -147,7 +147,7 @@ def test_the_longest_head_fits_with_the_smallest_block(size: int, end: bytes, bl
         sent = b""
         while (command := house.channels.next_command()).kind != m.FINISH:
             is_range = command.kind == m.PUSH_RANGE
-            sent += ctypes.string_at(command.address, command.length) if is_range else command.payload
+            sent += ctypes.string_at(command.range_address, command.range_bytes) if is_range else command.payload
         house.tell(job, m.STOPPED)
         house.settled(job)
     finally:
@@ -169,14 +169,14 @@ def test_large_pieces_go_by_address_and_stay_alive_until_stopped(house: House) -
     first = house.channels.next_command()
     assert first.flags == m.STANDARD_HEAD | m.PARTIAL
     rest = house.channels.next_command()
-    assert (rest.kind, rest.length) == (m.PUSH_RANGE, 100_002 - len(first.payload))
-    assert ctypes.string_at(rest.address, rest.length).endswith(b"\n\n")
+    assert (rest.kind, rest.range_bytes) == (m.PUSH_RANGE, 100_002 - len(first.payload))
+    assert ctypes.string_at(rest.range_address, rest.range_bytes).endswith(b"\n\n")
     whole = house.channels.next_command()
-    assert (whole.kind, whole.flags, whole.length) == (m.PUSH_RANGE, 0, 100_002)
+    assert (whole.kind, whole.flags, whole.range_bytes) == (m.PUSH_RANGE, 0, 100_002)
     assert house.channels.next_command().kind == m.FINISH
     time.sleep(0.05)
     assert not job.settled
-    assert ctypes.string_at(whole.address + 100_000, 2) == b"\n\n"
+    assert ctypes.string_at(whole.range_address + 100_000, 2) == b"\n\n"
     house.tell(job, m.RELEASED, released_ranges=1)
     time.sleep(0.05)
     assert not job.settled
