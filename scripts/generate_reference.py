@@ -1,4 +1,4 @@
-"""Writes streaming-daemon.toml.example and docs/settings.md from the settings' structs; --check says if they are stale.
+"""Writes streaming-daemon.toml.example, docs/settings.md and the tables of docs/contract.md; --check names stale ones.
 
 python -m scripts.generate_reference [--check]
 """
@@ -15,6 +15,7 @@ from config.command_line import OPTIONS
 from config.load import ENVIRONMENT, PLACES, RUNNER_TYPE, RUNNERS
 from config.schema import KEYS, SECTIONS, TABLE_KEYS, permitted, shown_setting
 from config.toml_file import C_KEYS
+from scripts.message_tables import CONTRACT, contract
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -183,7 +184,7 @@ def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def generated() -> dict[Path, str]:
     """The generated files' texts, by their paths below the root."""
-    return {EXAMPLE: example(), REFERENCE: reference()}
+    return {EXAMPLE: example(), REFERENCE: reference(), CONTRACT: contract()}
 
 
 def stale(root: Path = ROOT) -> list[Path]:
@@ -197,7 +198,9 @@ def stale(root: Path = ROOT) -> list[Path]:
 
 def main(argv: Sequence[str] | None = None, root: Path = ROOT) -> int:
     """Write what is stale, or with --check only say so; the exit status."""
-    parser = argparse.ArgumentParser(description="Write the example file and docs/settings.md from the settings.")
+    parser = argparse.ArgumentParser(
+        description="Write the example file, docs/settings.md and the tables of docs/contract.md."
+    )
     parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 if a file is stale")
     arguments = parser.parse_args(argv)
     paths = stale(root)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from daemon.control.admission.admission import Admission
 from daemon.control.channel.command_pipe import CommandWriter
-from daemon.control.channel.events import EventReader, EventRecord
+from daemon.control.channel.events import EventReader, Handler, handler
 from daemon.control.channel.scripts import ScriptBook
 from daemon.control.process.rate_limited_log import RateLimitedLog
 from daemon.control.process.supervision import essential
@@ -28,6 +28,14 @@ from daemon.control.workers.pool import WorkerPool
 from daemon.data_plane import DataPlane
 from daemon.plane import counters
 from daemon.plane import messages as m
+from daemon.plane.command_records import PingCommand, ShutdownPlaneCommand, TableCommand
+from daemon.plane.event_records import (
+    AcceptPausedEvent,
+    AcceptResumedEvent,
+    ListenerIdleEvent,
+    PongEvent,
+    TableReadyEvent,
+)
 from daemon.plane.table import allocate
 
 if TYPE_CHECKING:
@@ -122,12 +130,12 @@ class Planes:
 
     def ping(self, cookie: int) -> None:
         """Ask the data plane for a sign of life: `pong` will be called."""
-        self._writer.send(kind=m.PING, cookie=cookie)
+        self._writer.send(PingCommand(cookie))
 
     def copy_table(self, copied: Callable[[], None]) -> None:
         """Have the data plane copy its table; `copied` is called when `plane.snapshot` has it."""
         self._table_copied = copied
-        self._writer.send(kind=m.TABLE)
+        self._writer.send(TableCommand())
 
     async def let_go_of_listener(self) -> None:
         """Accept no more; returns when the listener may be closed."""
@@ -141,7 +149,7 @@ class Planes:
         """End all threads. False when one of them did not end: it is inside a backend."""
         self._loop.remove_reader(self.data_plane.ended_fd)
         self._events.stop()
-        self._writer.send(kind=m.SHUTDOWN_PLANE, flags=m.FORCE if self.slots_used else 0)
+        self._writer.send(ShutdownPlaneCommand(flags=m.FORCE if self.slots_used else 0))
         plane_has_ended = self._join_data_plane()
         # A plane that does not end is left behind with the process: what its records say now is all there will be.
         self.admission.settle(functools.partial(last_events, self.plane))
@@ -164,28 +172,28 @@ class Planes:
 
     # ---- what the data plane reports of itself
 
-    def _handlers(self) -> dict[int, Callable[[EventRecord], None]]:
-        return {
-            **self.admission.handlers,
-            m.LISTENER_IDLE: lambda _record: self._listener_is_idle.set(),
-            m.PONG: lambda record: self._pong(record[12]),
-            m.TABLE_READY: self._table_ready,
-            m.ACCEPT_PAUSED: self._accept_paused,
-            m.ACCEPT_RESUMED: self._accept_resumed,
-        }
+    def _handlers(self) -> list[Handler]:
+        return [
+            *self.admission.handlers,
+            handler(ListenerIdleEvent, lambda _event: self._listener_is_idle.set()),
+            handler(PongEvent, lambda event: self._pong(event.cookie)),
+            handler(TableReadyEvent, self._table_ready),
+            handler(AcceptPausedEvent, self._accept_paused),
+            handler(AcceptResumedEvent, self._accept_resumed),
+        ]
 
-    def _table_ready(self, _record: EventRecord) -> None:
+    def _table_ready(self, _event: TableReadyEvent) -> None:
         # The copy stays as it is until the next TABLE, and only we ask for one.
         copied, self._table_copied = self._table_copied, None
         if copied is not None:
             copied()
 
-    def _accept_paused(self, record: EventRecord) -> None:
+    def _accept_paused(self, event: AcceptPausedEvent) -> None:
         self.is_accepting = False
-        reason = os.strerror(record[4]) if record[4] else "no free slot"
-        self._rare.warn(f"accepting pauses, handoffs wait in the backlog: {reason}", f"accept_paused_{record[4]}")
+        reason = os.strerror(event.error) if event.error else "no free slot"
+        self._rare.warn(f"accepting pauses, handoffs wait in the backlog: {reason}", f"accept_paused_{event.error}")
 
-    def _accept_resumed(self, _record: EventRecord) -> None:
+    def _accept_resumed(self, _event: AcceptResumedEvent) -> None:
         self.is_accepting = True
 
     def _ended(self) -> None:

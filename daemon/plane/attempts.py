@@ -9,6 +9,7 @@ from daemon.plane import connections as c
 from daemon.plane import messages as m
 from daemon.plane import state as st
 from daemon.plane.assembly import give_assembly
+from daemon.plane.command_records import COMMAND_LAYOUTS
 from daemon.plane.counters import COMMANDS_STALE, UPSTREAM_BYTES
 from daemon.plane.entries import (
     EMFILE,
@@ -39,8 +40,8 @@ from daemon.plane.timers import TICK_NS, timer_set
 
 MILLISECOND_NS = 1_000_000
 CONNECT_RETRY_NS = 5 * TICK_NS
-_attempt_at = record_accessor(m.ATTEMPT_PAYLOAD)
-_endpoint_payload_at = record_accessor(m.ENDPOINT_PAYLOAD)
+_attempt_at = record_accessor(COMMAND_LAYOUTS[m.ATTEMPT].dtype)
+_endpoint_command_at = record_accessor(COMMAND_LAYOUTS[m.ENDPOINT].dtype)
 
 
 @compiled
@@ -61,29 +62,31 @@ def open_relay(plane: Any, slot: int, queue_timeout_ms: int) -> None:
 
 
 @compiled
-def set_endpoint(plane: Any, number: int, payload_address: int) -> None:
-    """Where connections of this number lead from now; nowhere, where the address has no bytes."""
+def set_endpoint(plane: Any, address: int) -> None:
+    """ENDPOINT: where connections of a number lead from now; nowhere, where the payload is empty."""
+    command = _endpoint_command_at(address)
+    number, address_bytes = int(command.endpoint), int(command.payload_bytes)
     assert 0 <= number < ENDPOINT_COUNT_MAX
-    endpoint, payload = endpoint_of(plane, number), _endpoint_payload_at(payload_address)
+    endpoint = endpoint_of(plane, number)
     if plane.endpoints_used <= number:
         for index in range(int(plane.endpoints_used), number + 1):
             endpoint_of(plane, index).idle_first = endpoint_of(plane, index).idle_last = -1
         plane.endpoints_used = number + 1
-    if payload.address_bytes == 0:
+    if address_bytes == 0:
         c.forget_endpoint(plane, number)
         return
-    assert payload.address_bytes <= ENDPOINT_ADDRESS_BYTES
-    endpoint.address_bytes = payload.address_bytes
-    endpoint.idle_max = payload.idle_max
-    endpoint.idle_timeout_ns = int(payload.idle_timeout_ms) * MILLISECOND_NS
+    assert address_bytes <= ENDPOINT_ADDRESS_BYTES
+    endpoint.address_bytes = address_bytes
+    endpoint.idle_max = command.idle_max
+    endpoint.idle_timeout_ns = int(command.idle_timeout_ms) * MILLISECOND_NS
     target = plane.endpoints + number * ENDPOINT_BYTES + ENDPOINT_ADDRESS_OFFSET
-    copy_bytes(target, payload_address + 16, ENDPOINT_ADDRESS_BYTES)
+    copy_bytes(target, address + m.COMMAND_BYTES, address_bytes)
 
 
 @compiled
-def attempt(plane: Any, slot: int, payload_address: int) -> None:
-    """Ask an upstream; the stream waits in the queue, and nothing of an earlier attempt is lent any more."""
-    stream, relay, payload = stream_of(plane, slot), relay_of(plane, slot), _attempt_at(payload_address)
+def attempt(plane: Any, slot: int, address: int) -> None:
+    """ATTEMPT: ask an upstream; the stream waits in the queue, and nothing of an earlier attempt is lent any more."""
+    stream, relay, command = stream_of(plane, slot), relay_of(plane, slot), _attempt_at(address)
     waits = stream.state == st.LLM_QUEUED and (relay.phase == NONE or relay.phase == FAILED)
     # A worker's attempt that failed before its START is only known to the control plane.
     waits = waits or (stream.state == st.LLM_PENDING and relay.phase == BY_WORKER)
@@ -91,19 +94,19 @@ def attempt(plane: Any, slot: int, payload_address: int) -> None:
     if not ready or relay.is_lent or stream.flags & (m.FLAG_SOURCE_DONE | m.FLAG_EXPIRED):
         count(plane, COMMANDS_STALE, 1)
         return
-    relay.request_address = payload.request_address
-    relay.request_bytes = payload.request_bytes
-    relay.head_address = payload.head_address
-    relay.head_bytes = payload.head_bytes
-    relay.endpoint = payload.endpoint
-    relay.number = payload.number
-    relay.flags = payload.flags
-    relay.series = payload.series
-    relay.connect_timeout_ns = int(payload.connect_timeout_ms) * MILLISECOND_NS
-    relay.head_timeout_ns = int(payload.head_timeout_ms) * MILLISECOND_NS
-    relay.first_token_timeout_ns = int(payload.first_token_timeout_ms) * MILLISECOND_NS
-    relay.silence_timeout_ns = int(payload.silence_timeout_ms) * MILLISECOND_NS
-    relay.drain_timeout_ns = int(payload.drain_timeout_ms) * MILLISECOND_NS
+    relay.request_address = command.request_address
+    relay.request_bytes = command.request_bytes
+    relay.head_address = command.head_address
+    relay.head_bytes = command.head_bytes
+    relay.endpoint = command.endpoint
+    relay.number = command.attempt
+    relay.flags = command.flags
+    relay.series = command.series
+    relay.connect_timeout_ns = int(command.connect_timeout_ms) * MILLISECOND_NS
+    relay.head_timeout_ns = int(command.head_timeout_ms) * MILLISECOND_NS
+    relay.first_token_timeout_ns = int(command.first_token_timeout_ms) * MILLISECOND_NS
+    relay.silence_timeout_ns = int(command.silence_timeout_ms) * MILLISECOND_NS
+    relay.drain_timeout_ns = int(command.drain_timeout_ms) * MILLISECOND_NS
     give_assembly(plane, slot)
     _restart(relay)
     stream.paused = 0

@@ -17,12 +17,14 @@ from daemon.plane import messages as m
 from daemon.plane.assembly import assembly_address
 from daemon.plane.counters import BYTES_HANDED_OVER, EVENTS, EVENTS_BLOCKED
 from daemon.plane.entries import EAGAIN, EINTR, POLLOUT
+from daemon.plane.event_records import EVENT_HEADER, EVENT_LAYOUTS
 from daemon.plane.lists import slot_give
 from daemon.plane.memory import copy_bytes
+from daemon.plane.records import record_accessor, value_at
 from daemon.plane.relay_table import relay_of
 from daemon.plane.state import CLOSING, FREE
 from daemon.plane.submissions import prepare_poll, prepare_write, room
-from daemon.plane.table import EVENTS_PER_BATCH, FOREVER_NS, channel_of, count, event_of, stream_of
+from daemon.plane.table import EVENTS_PER_BATCH, FOREVER_NS, channel_of, count, stream_of
 from daemon.plane.tag import POLL_EVENTS, WRITE_EVENTS, pack
 
 # Bits of `control_events`.
@@ -46,6 +48,20 @@ GLOBAL_PONG = 2
 GLOBAL_TABLE_READY = 4
 GLOBAL_ACCEPT_PAUSED = 8
 GLOBAL_ACCEPT_RESUMED = 16
+
+_header_at = record_accessor(EVENT_HEADER)
+_handoff_at = record_accessor(EVENT_LAYOUTS[m.HANDOFF].dtype)
+_expired_at = record_accessor(EVENT_LAYOUTS[m.EXPIRED].dtype)
+_ended_at = record_accessor(EVENT_LAYOUTS[m.ENDED].dtype)
+_released_at = record_accessor(EVENT_LAYOUTS[m.RELEASED].dtype)
+_body_at = record_accessor(EVENT_LAYOUTS[m.BODY].dtype)
+_stopped_at = record_accessor(EVENT_LAYOUTS[m.STOPPED].dtype)
+_pong_at = record_accessor(EVENT_LAYOUTS[m.PONG].dtype)
+_accept_paused_at = record_accessor(EVENT_LAYOUTS[m.ACCEPT_PAUSED].dtype)
+_answered_at = record_accessor(EVENT_LAYOUTS[m.ANSWERED].dtype)
+_failed_at = record_accessor(EVENT_LAYOUTS[m.FAILED].dtype)
+_usage_at = record_accessor(EVENT_LAYOUTS[m.USAGE].dtype)
+_MODEL_OFFSET: int = EVENT_LAYOUTS[m.ANSWERED].dtype.fields["model"][1]
 
 
 @compiled
@@ -83,22 +99,24 @@ def raise_worker(plane: Any, slot: int, bits: int) -> None:
 
 
 @inlined
-def _begin(plane: Any, channel: int, index: int, kind: int, slot: int, generation: int) -> Any:
-    event = event_of(plane, channel, index)
-    event.kind = kind
-    event.flags = 0
-    event.slot = slot
-    event.generation = generation
-    event.reason = 0
-    event.state = 0
-    event.address = 0
-    event.length = 0
-    event.client_fd = -1
-    event.peer_fd = -1
-    event.time_ns = 0
-    event.bytes = 0
-    event.count = 0
-    return event
+def _begin(plane: Any, channel: int, index: int, kind: int) -> int:
+    """The address of an event that is zero but for its kind."""
+    assert 0 <= index < EVENTS_PER_BATCH
+    address = int(plane.events + (channel * EVENTS_PER_BATCH + index) * m.EVENT_BYTES)
+    for offset in range(0, m.EVENT_BYTES, 8):
+        value_at(address + offset).value = 0
+    _header_at(address).kind = kind
+    return address
+
+
+@inlined
+def _begin_of_stream(plane: Any, channel: int, index: int, kind: int, slot: int) -> int:
+    """As `_begin`, for an event that names a stream."""
+    address = _begin(plane, channel, index, kind)
+    header = _header_at(address)
+    header.slot = slot
+    header.generation = stream_of(plane, slot).generation
+    return address
 
 
 @inlined
@@ -107,9 +125,12 @@ def _write_global(plane: Any, index: int) -> int:
     pending = plane.global_events
     for bit in range(5):
         if pending & (1 << bit):
-            event = _begin(plane, 0, index, m.LISTENER_IDLE + bit, 0, 0)
-            event.count = plane.pong_cookie
-            event.reason = plane.accept_error
+            kind = m.LISTENER_IDLE + bit
+            address = _begin(plane, 0, index, kind)
+            if kind == m.PONG:
+                _pong_at(address).cookie = plane.pong_cookie
+            elif kind == m.ACCEPT_PAUSED:
+                _accept_paused_at(address).error = plane.accept_error
             index += 1
     plane.global_events = 0
     return index
@@ -118,26 +139,23 @@ def _write_global(plane: Any, index: int) -> int:
 @compiled
 def _write_relay(plane: Any, slot: int, pending: int, index: int) -> int:
     """What an upstream's answer came to: its first token, or a failure."""
-    stream, relay = stream_of(plane, slot), relay_of(plane, slot)
+    relay = relay_of(plane, slot)
     if pending & CONTROL_ANSWERED:
-        event = _begin(plane, 0, index, m.ANSWERED, slot, stream.generation)
-        event.reason = relay.model_bytes
-        target = plane.events + index * m.EVENT_BYTES + m.MODEL_OFFSET
-        copy_bytes(target, plane.texts + slot * m.TEXT_BYTES_MAX, m.MODEL_BYTES_MAX)
+        address = _begin_of_stream(plane, 0, index, m.ANSWERED, slot)
+        _answered_at(address).model_bytes = relay.model_bytes
+        copy_bytes(address + _MODEL_OFFSET, plane.texts + slot * m.TEXT_BYTES_MAX, relay.model_bytes)
         index += 1
     if pending & CONTROL_FAILED:
-        event = _begin(plane, 0, index, m.FAILED, slot, stream.generation)
-        event.reason = relay.failure
-        event.state = stream.state
-        if relay.failed_streaming:
-            event.flags = m.FAILED_STREAMING
+        failed = _failed_at(_begin_of_stream(plane, 0, index, m.FAILED, slot))
+        failed.flags = m.FAILED_STREAMING if relay.failed_streaming else 0
+        failed.failure = relay.failure
+        failed.status = relay.status
+        failed.error = relay.error
         if relay.assembly_bytes > 0:
-            event.address = assembly_address(plane, relay)
-            event.length = relay.assembly_bytes
-        event.bytes = relay.kept_head_bytes
-        event.client_fd = relay.status
-        event.peer_fd = relay.error
-        event.count = relay.number
+            failed.lent_address = assembly_address(plane, relay)
+            failed.lent_bytes = relay.assembly_bytes
+        failed.head_bytes = relay.kept_head_bytes
+        failed.attempt = relay.number
         index += 1
     return index
 
@@ -145,16 +163,35 @@ def _write_relay(plane: Any, slot: int, pending: int, index: int) -> int:
 @compiled
 def _write_usage(plane: Any, slot: int, index: int) -> int:
     """What is known of a relayed stream at its end."""
-    stream, relay = stream_of(plane, slot), relay_of(plane, slot)
-    event = _begin(plane, 0, index, m.USAGE, slot, stream.generation)
-    event.reason = relay.is_done
-    event.address = relay.prompt_tokens
-    event.length = relay.completion_tokens
-    event.client_fd = relay.malformed
-    event.peer_fd = relay.stale
-    event.time_ns = relay.first_token_ns - stream.accepted_ns if relay.first_token_ns else -1
-    event.bytes = relay.cancel_ns or -1
-    event.count = relay.token_count
+    relay = relay_of(plane, slot)
+    usage = _usage_at(_begin_of_stream(plane, 0, index, m.USAGE, slot))
+    usage.is_done = relay.is_done
+    usage.malformed_count = relay.malformed
+    usage.stale_count = relay.stale
+    usage.prompt_tokens = relay.prompt_tokens
+    usage.completion_tokens = relay.completion_tokens
+    accepted_ns = stream_of(plane, slot).accepted_ns
+    usage.first_token_after_ns = relay.first_token_ns - accepted_ns if relay.first_token_ns else -1
+    usage.cancel_ns = relay.cancel_ns or -1
+    usage.token_count = relay.token_count
+    return index + 1
+
+
+@inlined
+def _write_ended(plane: Any, slot: int, index: int) -> int:
+    """The end of a stream, behind what is known of its upstream."""
+    stream = stream_of(plane, slot)
+    is_relayed = stream.source == m.SOURCE_UPSTREAM
+    if is_relayed:
+        index = _write_usage(plane, slot, index)
+    ended = _ended_at(_begin_of_stream(plane, 0, index, m.ENDED, slot))
+    ended.reason = stream.reason
+    ended.accepted_ns = stream.accepted_ns
+    if is_relayed:
+        ended.ended_ns = relay_of(plane, slot).ended_ns
+    ended.first_byte_after_ns = stream.first_byte_ns - stream.accepted_ns if stream.first_byte_ns else -1
+    ended.sent_bytes = stream.sent_bytes
+    ended.message_count = stream.message_count
     return index + 1
 
 
@@ -165,39 +202,25 @@ def _write_control(plane: Any, slot: int, index: int) -> int:
     pending = stream.control_events
     stream.control_events = 0
     if pending & (CONTROL_HANDOFF | CONTROL_OPENED):
-        event = _begin(plane, 0, index, m.HANDOFF, slot, stream.generation)
-        event.flags = stream.handoff_flags
-        event.address = plane.handoff_data + max(stream.handoff_buffer, 0) * plane.handoff_stride
-        event.length = stream.handoff_bytes
-        event.client_fd = stream.client_fd
-        event.peer_fd = stream.peer_fd
-        event.time_ns = stream.accepted_ns
-        event.count = stream.cookie
+        handoff = _handoff_at(_begin_of_stream(plane, 0, index, m.HANDOFF, slot))
+        handoff.flags = stream.handoff_flags
+        handoff.client_fd = stream.client_fd
+        handoff.peer_fd = stream.peer_fd
+        handoff.data_address = plane.handoff_data + max(stream.handoff_buffer, 0) * plane.handoff_stride
+        handoff.data_bytes = stream.handoff_bytes
+        handoff.accepted_ns = stream.accepted_ns
+        handoff.cookie = stream.cookie
         index += 1
     if pending & CONTROL_EXPIRED:
-        event = _begin(plane, 0, index, m.EXPIRED, slot, stream.generation)
-        event.reason = stream.expired
-        event.state = stream.state
+        _expired_at(_begin_of_stream(plane, 0, index, m.EXPIRED, slot)).reason = stream.expired
         index += 1
     if pending & CONTROL_KEEP_ALIVE:
-        event = _begin(plane, 0, index, m.KEEP_ALIVE_DUE, slot, stream.generation)
-        event.state = stream.state
+        _begin_of_stream(plane, 0, index, m.KEEP_ALIVE_DUE, slot)
         index += 1
     if pending & (CONTROL_ANSWERED | CONTROL_FAILED):
         index = _write_relay(plane, slot, pending, index)
     if pending & CONTROL_ENDED:
-        ended_ns = 0
-        if stream.source == m.SOURCE_UPSTREAM:
-            index = _write_usage(plane, slot, index)
-            ended_ns = relay_of(plane, slot).ended_ns
-        event = _begin(plane, 0, index, m.ENDED, slot, stream.generation)
-        event.reason = stream.reason
-        event.address = ended_ns
-        event.length = stream.first_byte_ns - stream.accepted_ns if stream.first_byte_ns else -1
-        event.time_ns = stream.accepted_ns
-        event.bytes = stream.sent_bytes
-        event.count = stream.message_count
-        index += 1
+        index = _write_ended(plane, slot, index)
     return index
 
 
@@ -208,24 +231,23 @@ def _write_worker(plane: Any, slot: int, channel: int, index: int) -> int:
     pending = stream.worker_events
     stream.worker_events = 0
     if pending & WORKER_RELEASED:
-        event = _begin(plane, channel, index, m.RELEASED, slot, stream.generation)
-        event.bytes = stream.inline_done
-        event.count = stream.ranges_done
-        if stream.source == m.SOURCE_UPSTREAM:
-            event.bytes = relay_of(plane, slot).raw_reported
+        released = _released_at(_begin_of_stream(plane, channel, index, m.RELEASED, slot))
+        is_relayed = stream.source == m.SOURCE_UPSTREAM
+        released.released_bytes = relay_of(plane, slot).raw_reported if is_relayed else stream.inline_done
+        released.released_ranges = stream.ranges_done
         index += 1
     if pending & WORKER_BODY:
-        event = _begin(plane, channel, index, m.BODY, slot, stream.generation)
-        event.flags = stream.body_flags
-        event.address = plane.bodies + stream.body_buffer * plane.body_buffer_bytes
-        event.length = stream.body_bytes
+        body = _body_at(_begin_of_stream(plane, channel, index, m.BODY, slot))
+        body.flags = stream.body_flags
+        body.piece_address = plane.bodies + stream.body_buffer * plane.body_buffer_bytes
+        body.piece_bytes = stream.body_bytes
         index += 1
     if pending & WORKER_STOPPED:
-        event = _begin(plane, channel, index, m.STOPPED, slot, stream.generation)
-        event.reason = stream.reason
-        event.flags = m.COMPLETE if stream.flags & m.FLAG_TRUE_END else 0
-        event.bytes = stream.inline_done
-        event.count = stream.ranges_done
+        stopped = _stopped_at(_begin_of_stream(plane, channel, index, m.STOPPED, slot))
+        stopped.flags = m.COMPLETE if stream.flags & m.FLAG_TRUE_END else 0
+        stopped.reason = stream.reason
+        stopped.released_bytes = stream.inline_done
+        stopped.released_ranges = stream.ranges_done
         stream.channel = 0
         index += 1
     return index

@@ -1,6 +1,6 @@
 """How an attempt at an upstream fails: the connection goes, the control plane is told, and decides.
 
-What the upstream said stays in the assembly buffer, lent to the control plane until LET_GO. Before the client has had
+What the upstream said stays in the assembly buffer, lent to the control plane until RELEASE. Before the client has had
 anything the stream goes back into the queue, for another attempt; after that it waits for its STOP.
 """
 
@@ -79,7 +79,7 @@ def lend(plane: Any, slot: int, address: int, byte_count: int) -> None:
 
 
 @compiled
-def let_go(plane: Any, slot: int) -> None:
+def release_lent(plane: Any, slot: int) -> None:
     """The control plane has read what a failure lent."""
     relay = relay_of(plane, slot)
     relay.is_lent = 0

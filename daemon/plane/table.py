@@ -152,7 +152,7 @@ class Plane(NamedTuple):
     submissions: Any  # entries.SUBMISSION[submission_entries]; another array when a ring is mapped
     completions: Any  # entries.COMPLETION[4 * submission_entries]
     channels: Any  # CHANNEL[CHANNEL_COUNT_MAX]
-    events: Any  # messages.EVENT[CHANNEL_COUNT_MAX * 64]: one batch per channel
+    events: Any  # u1[CHANNEL_COUNT_MAX * MESSAGE_BYTES_MAX]: one batch per channel
     block_links: Any  # LINK[slot_count], free list
     handoff_links: Any  # LINK[handoff_buffer_count]
     body_links: Any  # LINK[body_buffer_count]
@@ -199,8 +199,6 @@ _range_at = record_accessor(RANGE)
 _submission_at = record_accessor(entries.SUBMISSION)
 _completion_at = record_accessor(entries.COMPLETION)
 _channel_at = record_accessor(CHANNEL)
-_event_at = record_accessor(messages.EVENT)
-_command_at = record_accessor(messages.COMMAND)
 _bucket_at = record_accessor(BUCKET)
 _word_at = record_accessor(WORD)
 _waiting_at = record_accessor(WAITING)
@@ -241,18 +239,6 @@ def completion_of(plane: Any, index: int) -> Any:
 def channel_of(plane: Any, number: int) -> Any:
     assert 0 <= number < CHANNEL_COUNT_MAX
     return _channel_at(plane.channels + number * 64)
-
-
-@inlined
-def event_of(plane: Any, channel: int, index: int) -> Any:
-    assert 0 <= index < EVENTS_PER_BATCH
-    return _event_at(plane.events + (channel * EVENTS_PER_BATCH + index) * 64)
-
-
-@inlined
-def command_of(plane: Any, offset: int) -> Any:
-    assert 0 <= offset <= COMMAND_BUFFER_BYTES - messages.COMMAND_BYTES
-    return _command_at(plane.commands + offset)
 
 
 @inlined
@@ -380,7 +366,7 @@ def allocate(settings: Settings) -> Plane:
         submissions=np.zeros(size, entries.SUBMISSION),
         completions=np.zeros(4 * size, entries.COMPLETION),
         channels=np.zeros(CHANNEL_COUNT_MAX, CHANNEL),
-        events=np.zeros(CHANNEL_COUNT_MAX * EVENTS_PER_BATCH, messages.EVENT),
+        events=np.zeros(CHANNEL_COUNT_MAX * messages.MESSAGE_BYTES_MAX, np.uint8),
         block_links=free_list(slot_count),
         handoff_links=free_list(handoffs),
         body_links=free_list(bodies),

@@ -22,11 +22,11 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
+    from daemon.plane.event_records import EndedEvent
     from daemon.plane.table import Plane
     from tests.simulation.kernel import SimulatedKernel
     from tests.simulation.objects import ClientSocket
     from tests.simulation.relay_checks import RelayCheck
-    from tests.simulation.wire import Event
 
 KEEP_ALIVE = b": keep-alive\n\n"
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
@@ -152,7 +152,7 @@ class StreamCheck:
         self.expired: list[int] = []
         self.expired_active_ns = 0
         self.patient = False  # the client reads at once, and lingering is long enough for it
-        self.ended: Event | None = None
+        self.ended: EndedEvent | None = None
         self.stopped = False
         self.write_timeout_ns = 0
         self.stream_timeout_ns = 0
@@ -283,7 +283,7 @@ class StreamCheck:
 
     # ---- the end
 
-    def end(self, event: Event) -> None:
+    def end(self, event: EndedEvent) -> None:
         """ENDED has come."""
         socket, reason = self.socket, event.reason
         check(self.ended is None, f"{self.key}: ENDED twice")
@@ -294,14 +294,15 @@ class StreamCheck:
             event.sent_bytes == len(socket.taken),
             f"{self.key}: ENDED says {event.sent_bytes} bytes, {len(socket.taken)} left",
         )
-        check((event.length >= 0) == bool(socket.taken), f"{self.key}: first byte after {event.length} ns")
+        first_ns = event.first_byte_after_ns
+        check((first_ns >= 0) == bool(socket.taken), f"{self.key}: first byte after {first_ns} ns")
         if self.patient and self.finished and reason == self.end_reason:
             lost = socket.destroyed_bytes
             check(lost == 0, f"{self.key}: closed over unread input, {lost} bytes of the answer are lost")
         if reason == st.COMPLETE:
             self._check_complete()
-            told = self.paced is None or event.number == self.paced.count
-            check(told, f"{self.key}: complete with {event.number} messages")
+            told = self.paced is None or event.message_count == self.paced.count
+            check(told, f"{self.key}: complete with {event.message_count} messages")
         elif reason == st.CLIENT_GONE:
             gone = socket.was_reset or socket.finished or socket.closed_by_client
             check(gone or socket.fault_injected, f"{self.key}: client_gone, but the client is there")

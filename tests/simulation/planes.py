@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from daemon.plane import messages as m
 from daemon.plane import state as st
+from daemon.plane.event_records import BodyEvent, Event, ReleasedEvent, StoppedEvent, WorkerEvent
 from tests.simulation import wire
 from tests.simulation.clients import UPLOAD_CHUNKED, UPLOAD_LENGTH, Upload
 from tests.simulation.kernel import MILLISECOND, SECOND, check
@@ -63,7 +64,7 @@ class EventReader:
     """The reading end of an event pipe: reads after a while, in cuts of any size, sometimes not for seconds."""
 
     def __init__(
-        self, pipe: Pipe, kernel: SimulatedKernel, rng: random.Random, handle: Callable[[wire.Event], None]
+        self, pipe: Pipe, kernel: SimulatedKernel, rng: random.Random, handle: Callable[[Event], None]
     ) -> None:
         self.pipe = pipe
         self._kernel = kernel
@@ -202,7 +203,7 @@ class Feed:
         memory = ctypes.create_string_buffer(text, size)
         self.ranges.append((memory, size))
         stream, address = self.stream, ctypes.addressof(memory)
-        data = wire.command(m.PUSH_RANGE, stream.key, address=address, length=size)
+        data = wire.command(m.PUSH_RANGE, stream.key, range_address=address, range_bytes=size)
         self.worker.send(data, lambda: stream.push_range(0, text))
         return True
 
@@ -226,25 +227,25 @@ class Feed:
 
     # ---- events
 
-    def handle(self, event: wire.Event) -> None:
+    def handle(self, event: WorkerEvent) -> None:
         check(not self.stopped, f"{self.stream.key}: an event after STOPPED")
-        if event.kind == m.BODY:
+        if isinstance(event, BodyEvent):
             self._take_body(event)
         else:
-            stopped = event.kind == m.STOPPED
-            self._take_back(event, everything=stopped)
-            if stopped:
+            self._take_back(event, everything=isinstance(event, StoppedEvent))
+            if isinstance(event, StoppedEvent):
                 self.stopped = True
                 true_end = bool(event.flags & m.COMPLETE)
                 check(self.ending == "complete" if true_end else event.reason != st.COMPLETE, f"a true end: {event}")
             elif not self.done:
                 self._plan()
 
-    def _take_back(self, event: wire.Event, *, everything: bool) -> None:
+    def _take_back(self, event: ReleasedEvent | StoppedEvent, *, everything: bool) -> None:
         """Ranges that are ours again: poisoned at once, so that whoever still reads them is seen."""
-        check(self.released_ranges <= event.number <= len(self.ranges), f"{event.number} ranges given back")
+        released = event.released_ranges
+        check(self.released_ranges <= released <= len(self.ranges), f"{released} ranges given back")
         # What crossed with the stream's end was dropped, and never the plane's: it counts as given back, too.
-        count = len(self.ranges) if everything else event.number
+        count = len(self.ranges) if everything else released
         for memory, size in self.ranges[self.released_ranges : count]:
             begin, end = ctypes.addressof(memory), ctypes.addressof(memory) + size
             for operation in self.kernel.operations.values():
@@ -255,16 +256,16 @@ class Feed:
             ctypes.memset(memory, POISON, size)
         self.released_ranges = count
         over = self.done or self.stream.finished  # then endings count, too, and credit no longer matters
-        check(over or event.sent_bytes <= self.sent_bytes, "RELEASED gives back more than was pushed")
-        self.released_bytes = max(self.released_bytes, event.sent_bytes)
+        check(over or event.released_bytes <= self.sent_bytes, "RELEASED gives back more than was pushed")
+        self.released_bytes = max(self.released_bytes, event.released_bytes)
 
-    def _take_body(self, event: wire.Event) -> None:
+    def _take_body(self, event: BodyEvent) -> None:
         upload = self.upload
         assert upload is not None, "a body without an upload"
         check(not self.body_over, "a piece of body after its end")
         self.bodies_lent += 1
         check(self.bodies_lent == 1, "the body buffer is lent twice")
-        upload.received += ctypes.string_at(event.address, event.length)
+        upload.received += ctypes.string_at(event.piece_address, event.piece_bytes)
         check(upload.body.startswith(upload.received), "the upload arrived altered")
         if event.flags:
             self.body_over = True
@@ -300,17 +301,19 @@ class Worker:
         self.feeds: dict[tuple[int, int], Feed] = {}
         self.raw_feeds: dict[tuple[int, int], list[RawFeed]] = {}
 
-    def handle(self, event: wire.Event) -> None:
+    def handle(self, event: Event) -> None:
         self.kernel.log(f"   worker {self.channel}: {event}")
-        raw_feeds = self.raw_feeds.get(event.key, ())
+        assert isinstance(event, WorkerEvent), f"{event} on a worker's channel"
+        key = wire.key_of(event)
+        raw_feeds = self.raw_feeds.get(key, ())
         feeds = [feed for feed in raw_feeds if feed.is_started]
-        if not feeds and event.kind == m.STOPPED:  # its start and its stop can be of one turn
+        if not feeds and isinstance(event, StoppedEvent):  # its start and its stop can be of one turn
             feeds = [feed for feed in raw_feeds if feed.is_read]
         if feeds:
             feeds[-1].handle(event)
             return
-        feed = self.feeds.get(event.key)
-        check(feed is not None, f"{event.key}: an event for a stream that channel {self.channel} does not feed")
+        feed = self.feeds.get(key)
+        check(feed is not None, f"{key}: an event for a stream that channel {self.channel} does not feed")
         assert feed is not None
         feed.handle(event)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from daemon.plane import messages as m
+from daemon.plane.event_records import BodyEvent, StoppedEvent
 from tests.simulation import wire
 from tests.simulation.answers import make_events
 from tests.simulation.invariant import check
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     import random
     from collections.abc import Callable
 
+    from daemon.plane.event_records import WorkerEvent
     from tests.simulation.planes import Worker
     from tests.simulation.relay_checks import Attempt, RelayCheck
 
@@ -65,7 +67,7 @@ class RawFeed:
             return
         key, number = self.relay.stream.key, self.attempt.number
         self.worker.send(
-            wire.command(m.START, key, channel=self.worker.channel, cookie=number),
+            wire.command(m.START, key, channel=self.worker.channel, attempt=number),
             self._start_read,
         )
         self._plan()
@@ -122,7 +124,7 @@ class RawFeed:
             self._command(m.FINISH, flags, b"", lambda: attempt.end_body(clean=clean))
 
     def _command(self, kind: int, flags: int, payload: bytes, effect: Callable[[], None]) -> None:
-        data = wire.command(kind, self.relay.stream.key, payload, flags=flags, cookie=self.attempt.number)
+        data = wire.command(kind, self.relay.stream.key, payload, flags=flags, attempt=self.attempt.number)
 
         def apply() -> None:
             if self.is_started and not self.attempt.is_over:
@@ -130,15 +132,16 @@ class RawFeed:
 
         self.worker.send(data, lambda: self.kernel.after_turn.append(apply))
 
-    def handle(self, event: wire.Event) -> None:
+    def handle(self, event: WorkerEvent) -> None:
         """RELEASED or STOPPED."""
         key = self.relay.stream.key
         check(not self.is_stopped, f"{key}: an event after STOPPED")
-        check(event.kind in (m.RELEASED, m.STOPPED), f"{key}: event {event.kind} for a worker that pushes a raw body")
-        if event.kind == m.STOPPED:
+        check(not isinstance(event, BodyEvent), f"{key}: {event} for a worker that pushes a raw body")
+        if isinstance(event, StoppedEvent):
             self.is_stopped = True
             return
-        check(event.sent_bytes <= self.sent_bytes, f"{key}: RELEASED gives back more than was pushed")
-        check(event.sent_bytes >= self.released_bytes, f"{key}: RELEASED steps back")
-        self.released_bytes = event.sent_bytes
+        assert not isinstance(event, BodyEvent)
+        check(event.released_bytes <= self.sent_bytes, f"{key}: RELEASED gives back more than was pushed")
+        check(event.released_bytes >= self.released_bytes, f"{key}: RELEASED steps back")
+        self.released_bytes = event.released_bytes
         self._plan()

@@ -20,12 +20,12 @@ from tests.simulation.reference import ERROR_BYTES_MAX, ResponseReader, StreamRe
 from tests.simulation.wire import chunk
 
 if TYPE_CHECKING:
+    from daemon.plane.event_records import AnsweredEvent, FailedEvent, UsageEvent
     from daemon.plane.table import Plane
     from tests.simulation.checks import StreamCheck
     from tests.simulation.objects import UpstreamSocket
     from tests.simulation.raw_feed import RawFeed
     from tests.simulation.upstreams import Request
-    from tests.simulation.wire import Event
 
 SECOND = 1_000_000_000
 CONNECT, HEAD, TOKEN, SILENCE = "connect", "head", "token", "silence"
@@ -127,7 +127,7 @@ class Attempt:
         self.answer_body = b""
         self.phase = ""
         self.phase_ns = self.phase_active_ns = 0
-        self.failure_told: Event | None = None
+        self.failure_told: FailedEvent | None = None
         self.body_over = False
 
     def enter(self, phase: str) -> None:
@@ -197,9 +197,9 @@ class Attempt:
         self.is_over = True
         self.failed_at_ns = self.kernel.now_ns
 
-    def check_failure(self, event: Event) -> None:
+    def check_failure(self, event: FailedEvent) -> None:
         """FAILED has come."""
-        kind = event.reason
+        kind = event.failure
         where = f"{self.relay.stream.key}: attempt {self.number} failed with {st.FAILURES[kind]}"
         check(self.failure_told is None, f"{where}, and failed before")
         self.failure_told = event
@@ -218,13 +218,13 @@ class Attempt:
         waited_ns = self.failed_at_ns - max(self.phase_ns, self.relay.held_ns)
         check(waited_ns >= self.timeouts_ns.get(self.phase, 0) > 0, f"{where}, {waited_ns / 1e6:.1f} ms after it began")
 
-    def _check_told(self, event: Event, where: str) -> None:
+    def _check_told(self, event: FailedEvent, where: str) -> None:
         """Status and bytes that a failure lends."""
-        lent = ctypes.string_at(event.address, event.length) if event.length else b""
-        kind = event.reason
+        lent = ctypes.string_at(event.lent_address, event.lent_bytes) if event.lent_bytes else b""
+        kind = event.failure
         if kind in NO_STREAM:
-            check(event.client_fd == self.status, f"{where} and status {event.client_fd}, not {self.status}")
-            head, body = lent[: event.sent_bytes], lent[event.sent_bytes :]
+            check(event.status == self.status, f"{where} and status {event.status}, not {self.status}")
+            head, body = lent[: event.head_bytes], lent[event.head_bytes :]
             check(head == self.answer_head, f"{where}, and lends the head {head[:60]!r}")
             check(body == self.answer_body, f"{where}, and lends {len(body)} bytes, not {len(self.answer_body)}")
         elif kind == st.FAILURE_ERROR_EVENT:
@@ -246,7 +246,7 @@ class RelayCheck:
         self.is_done = False
         self.last_start: RawFeed | None = None  # who hears of STOPPED
         self.answered_count = 0
-        self.usage: Event | None = None
+        self.usage: UsageEvent | None = None
         self.drain_ns = 0
         self.is_held = False
         self.held_ns = self.held_active_ns = 0  # until when the client was too slow for more to be read
@@ -364,17 +364,17 @@ class RelayCheck:
 
     # ---- events
 
-    def answer(self, event: Event, record: bytes) -> None:
+    def answer(self, event: AnsweredEvent) -> None:
         """ANSWERED has come."""
         key = self.stream.key
         events = [attempt.events for attempt in self.attempts if attempt.events.tokens or attempt.events.is_done]
         self.answered_count += 1
         check(len(events) >= self.answered_count, f"{key}: ANSWERED more often than upstreams have")
-        model = record[: event.reason]
+        model = event.model[: event.model_bytes]
         known = events[-1].first_model[:48], events[-1].model[:48]  # it may be named in a later event than the first
         check(model in known, f"{key}: the model is said to be {model!r}, it is {events[-1].model!r}")
 
-    def use(self, event: Event) -> None:
+    def use(self, event: UsageEvent) -> None:
         """USAGE has come."""
         check(self.usage is None, f"{self.stream.key}: USAGE twice")
         check(self.stream.ended is None, f"{self.stream.key}: USAGE after ENDED")
@@ -386,24 +386,26 @@ class RelayCheck:
         check(event is not None, f"{key}: ENDED without USAGE")
         assert event is not None
         events = self.present.events if self.present is not None else None
-        if event.reason:
+        if event.is_done:
             check(self.is_done and events is not None, f"{key}: the upstream's own end was never seen")
         if self.stream.ended is not None and self.stream.ended.reason == st.COMPLETE:
-            check(event.reason, f"{key}: complete, and no end of the upstream's")
+            check(event.is_done, f"{key}: complete, and no end of the upstream's")
         tokens = sum(attempt.events.tokens for attempt in self.attempts)
-        check(event.number <= tokens, f"{key}: {event.number} tokens, but only {tokens} came")
-        check((event.time_ns >= 0) == (event.number > 0), f"{key}: first token after {event.time_ns} ns")
-        if event.reason and events is not None:
+        check(event.token_count <= tokens, f"{key}: {event.token_count} tokens, but only {tokens} came")
+        first_ns = event.first_token_after_ns
+        check((first_ns >= 0) == (event.token_count > 0), f"{key}: first token after {first_ns} ns")
+        if event.is_done and events is not None:
             self._check_numbers(event, events)
 
-    def _check_numbers(self, event: Event, events: StreamReader) -> None:
+    def _check_numbers(self, event: UsageEvent, events: StreamReader) -> None:
         """The upstream has come to its end, so everything it said was looked at."""
         key = self.stream.key
-        check(event.number == events.tokens, f"{key}: {event.number} tokens, not {events.tokens}")
-        told, numbers = (event.address, event.length), (events.prompt_tokens, events.completion_tokens)
+        check(event.token_count == events.tokens, f"{key}: {event.token_count} tokens, not {events.tokens}")
+        told = event.prompt_tokens, event.completion_tokens
+        numbers = events.prompt_tokens, events.completion_tokens
         check(told == numbers, f"{key}: usage is said to be {told}, it is {numbers}")
         malformed = sum(attempt.events.malformed for attempt in self.attempts)
-        check(event.client_fd == malformed, f"{key}: {event.client_fd} malformed events, not {malformed}")
+        check(event.malformed_count == malformed, f"{key}: {event.malformed_count} malformed events, not {malformed}")
 
 
 def unsent_bytes(plane: Plane, slot: int, taken_bytes: int) -> bytes:

@@ -7,7 +7,6 @@ serves, what it was given, whether it may be kept. `RawFeed` is a worker that ta
 from __future__ import annotations
 
 import ctypes
-import struct
 from typing import TYPE_CHECKING, Any
 
 from daemon.plane import connections as c
@@ -17,6 +16,7 @@ from daemon.plane import messages as m
 from daemon.plane import relay_failure as r
 from daemon.plane import state as st
 from daemon.plane import tag as t
+from daemon.plane.event_records import AnsweredEvent, Event, FailedEvent, UsageEvent
 from tests.simulation import wire
 from tests.simulation.checks import walk
 from tests.simulation.invariant import check
@@ -36,9 +36,6 @@ if TYPE_CHECKING:
     from tests.simulation.kernel import Operation, SimulatedKernel
     from tests.simulation.planes import Sender, Worker
 
-_ATTEMPT = struct.Struct("<qqqIIIIIIIIII")
-_ENDPOINT = struct.Struct("<III4x")
-_RECORD = struct.Struct("<qqiiqqq")
 ATTEMPTS_MAX = 4
 SLACK_NS = 3 * SECOND  # for what takes the kernel several operations, each of which may be late
 DEADLINE_SLACK_NS = SECOND // 3  # for what only takes a turn
@@ -82,15 +79,21 @@ class Relaying:
         rng = self.rng
         idle_max, idle_timeout_ms = rng.choice((0, 1, 2, 50, 50)), rng.choice((50, 1000, 60_000))
         self.idle_timeouts_ns[upstream.number] = idle_timeout_ms * MILLISECOND
-        payload = _ENDPOINT.pack(len(upstream.address), idle_max, idle_timeout_ms) + upstream.address
-        self.send(wire.command(m.ENDPOINT, payload=payload.ljust(128, b"\0"), script=upstream.number))
+        data = wire.command(
+            m.ENDPOINT,
+            payload=upstream.address,
+            endpoint=upstream.number,
+            idle_max=idle_max,
+            idle_timeout_ms=idle_timeout_ms,
+        )
+        self.send(data)
 
     def forget_endpoints(self) -> None:
         """Nothing is to be kept any more."""
         if not self._forgotten:
             self._forgotten = True
             for upstream in self.upstreams:
-                self.send(wire.command(m.ENDPOINT, payload=bytes(128), script=upstream.number))
+                self.send(wire.command(m.ENDPOINT, endpoint=upstream.number))
 
     # ---- the control plane
 
@@ -139,12 +142,23 @@ class Relaying:
         relay.attempts.append(attempt)
         flags = (m.BY_WORKER if attempt.by_worker else 0) | (m.AS_CONTENT if relay.as_content else 0)
         flags |= m.PASS_USAGE if relay.passes_usage else 0
-        payload = _ATTEMPT.pack(
-            *(attempt.request.address, len(attempt.request.data), ctypes.addressof(relay.head_memory), len(relay.head)),
-            *(upstream.number, attempt.number, flags, timeouts[CONNECT], timeouts[HEAD], timeouts[TOKEN]),
-            *(timeouts[SILENCE], relay.drain_ns // MILLISECOND, rng.randrange(0, 64)),
+        data = wire.command(
+            m.ATTEMPT,
+            stream.key,
+            flags=flags,
+            endpoint=upstream.number,
+            attempt=attempt.number,
+            request_address=attempt.request.address,
+            request_bytes=len(attempt.request.data),
+            head_address=ctypes.addressof(relay.head_memory),
+            head_bytes=len(relay.head),
+            connect_timeout_ms=timeouts[CONNECT],
+            head_timeout_ms=timeouts[HEAD],
+            first_token_timeout_ms=timeouts[TOKEN],
+            silence_timeout_ms=timeouts[SILENCE],
+            drain_timeout_ms=relay.drain_ns // MILLISECOND,
+            series=rng.randrange(0, 64),
         )
-        data = wire.command(m.ATTEMPT, stream.key, payload.ljust(128, b"\0"))
         self.send(data, lambda: self.kernel.after_turn.append(lambda: self._applied(relay, attempt)))
         if attempt.by_worker:
             feed = RawFeed(rng.choice(self.workers), relay, attempt, rng, self._worker_failed)
@@ -185,37 +199,33 @@ class Relaying:
 
     # ---- events
 
-    def handle(self, event: wire.Event) -> bool:
+    def handle(self, event: Event) -> bool:
         """An event of the control plane's channel. False when it is none of ours."""
-        relay = self.relays.get(event.key)
-        if event.kind == m.ANSWERED:
-            check(relay is not None, f"{event.key}: ANSWERED of no relayed stream")
-            assert relay is not None
-            relay.answer(event, _RECORD.pack(*event[6:13]))
-        elif event.kind == m.FAILED:
-            check(relay is not None, f"{event.key}: FAILED of no relayed stream")
-            assert relay is not None
-            self._handle_failed(relay, event)
-        elif event.kind == m.USAGE:
-            check(relay is not None, f"{event.key}: USAGE of no relayed stream")
-            assert relay is not None
-            relay.use(event)
-        else:
+        if not isinstance(event, AnsweredEvent | FailedEvent | UsageEvent):
             return False
+        relay = self.relays.get(wire.key_of(event))
+        check(relay is not None, f"{event} of no relayed stream")
+        assert relay is not None
+        if isinstance(event, AnsweredEvent):
+            relay.answer(event)
+        elif isinstance(event, FailedEvent):
+            self._handle_failed(relay, event)
+        else:
+            relay.use(event)
         return True
 
-    def _handle_failed(self, relay: RelayCheck, event: wire.Event) -> None:
-        attempt = relay.present
-        check(attempt is not None and event.number == attempt.number, f"{event.key}: FAILED of attempt {event.number}")
+    def _handle_failed(self, relay: RelayCheck, event: FailedEvent) -> None:
+        attempt, key = relay.present, relay.stream.key
+        check(attempt is not None and event.attempt == attempt.number, f"{key}: FAILED of attempt {event.attempt}")
         assert attempt is not None
         attempt.check_failure(event)
-        lent = ctypes.string_at(event.address, event.length) if event.length else b""
+        lent = ctypes.string_at(event.lent_address, event.lent_bytes) if event.lent_bytes else b""
         delay_ns = self.rng.choice((0, 0, 0, 1, 300, 3000)) * MILLISECOND
 
-        def let_go() -> None:
-            now = ctypes.string_at(event.address, event.length) if event.length else b""
-            check(now == lent, f"{event.key}: what FAILED lent has changed")
-            self.send(wire.command(m.LET_GO, event.key))
+        def release() -> None:
+            now = ctypes.string_at(event.lent_address, event.lent_bytes) if event.lent_bytes else b""
+            check(now == lent, f"{key}: what FAILED lent has changed")
+            self.send(wire.command(m.RELEASE, key))
             if relay.stream.ended is not None or relay.is_stopped:
                 return
             if not event.flags & m.FAILED_STREAMING:
@@ -224,9 +234,9 @@ class Relaying:
                 self._stop(relay, self.rng.choice((0, 1, 100)) * MILLISECOND)
 
         if delay_ns:
-            self.kernel.at(delay_ns, let_go)
+            self.kernel.at(delay_ns, release)
         else:
-            let_go()
+            release()
 
     def ended(self, key: tuple[int, int]) -> None:
         """ENDED has come: requests and heads are the control plane's again."""

@@ -13,6 +13,7 @@ import numpy as np
 
 from config.settings import Settings
 from daemon.plane import counters, table
+from daemon.plane import event_records as ev
 from daemon.plane import messages as m
 from daemon.plane import state as st
 from tests.simulation import wire
@@ -281,48 +282,50 @@ class Simulation:
 
     # ---- the control plane
 
-    def _handle(self, event: wire.Event) -> None:
+    def _handle(self, event: ev.Event) -> None:
         self.kernel.log(f"   control: {event}")
-        if event.kind == m.HANDOFF:
+        if isinstance(event, ev.HandoffEvent):
             self._handle_handoff(event)
-        elif event.kind == m.ENDED:
+        elif isinstance(event, ev.EndedEvent):
             self._handle_ended(event)
-        elif event.kind == m.EXPIRED:
+        elif isinstance(event, ev.ExpiredEvent):
             self._handle_expired(event)
-        elif event.kind == m.KEEP_ALIVE_DUE:
+        elif isinstance(event, ev.KeepAliveDueEvent):
             self._handle_keep_alive(event)
-        elif event.kind == m.LISTENER_IDLE:
+        elif isinstance(event, ev.ListenerIdleEvent):
             self.listener_idle += 1
-        elif event.kind == m.PONG:
-            check(event.number == self.seed, "a PONG with another cookie")
+        elif isinstance(event, ev.PongEvent):
+            check(event.cookie == self.seed, "a PONG with another cookie")
             self.pongs += 1
         elif self.relaying is None or not self.relaying.handle(event):
-            check(event.kind in (m.TABLE_READY, m.ACCEPT_PAUSED, m.ACCEPT_RESUMED), f"event {event.kind}")
+            others = ev.TableReadyEvent | ev.AcceptPausedEvent | ev.AcceptResumedEvent
+            check(isinstance(event, others), f"{event} on the control plane's channel")
 
-    def _handle_handoff(self, event: wire.Event) -> None:
+    def _handle_handoff(self, event: ev.HandoffEvent) -> None:
+        key = wire.key_of(event)
         if event.flags & m.OPENED:  # its descriptor may be closed by now
-            adopted = self.adopted.pop(event.number)
-            check(self.streams[event.key].socket is adopted.socket, f"{event.key}: another socket's")
-            self._go_on(self.streams[event.key], adopted)
+            adopted = self.adopted.pop(event.cookie)
+            check(self.streams[key].socket is adopted.socket, f"{key}: another socket's")
+            self._go_on(self.streams[key], adopted)
             return
-        check(event.key not in self.streams, f"{event.key}: HANDOFF twice")
+        check(key not in self.streams, f"{key}: HANDOFF twice")
         client = self.clients.get(event.client_fd)
         check(client is not None, f"a HANDOFF with descriptor {event.client_fd}")
         assert client is not None
-        stream = StreamCheck(self.kernel, event.key, client.socket, HEAD)
-        self.streams[event.key] = stream
+        stream = StreamCheck(self.kernel, key, client.socket, HEAD)
+        self.streams[key] = stream
         client.socket.belongs_to_control = True
         if event.flags & m.ADOPTED:
-            check(self.adopted.pop(event.number).socket is client.socket, "the wrong socket was adopted")
+            check(self.adopted.pop(event.cookie).socket is client.socket, "the wrong socket was adopted")
         else:
             self._check_handoff_data(event)
         answer_ns = self.rng.choice((0, 0, 1, 30)) * MILLISECOND
         client_plan = self.rng.random()
         self.kernel.at(answer_ns, lambda: self._answer(stream, client, client_plan))
 
-    def _check_handoff_data(self, event: wire.Event) -> None:
+    def _check_handoff_data(self, event: ev.HandoffEvent) -> None:
         peer = self.peers[event.peer_fd]
-        data = ctypes.string_at(event.address, event.length)
+        data = ctypes.string_at(event.data_address, event.data_bytes)
         check(peer.data.startswith(data), "the handoff's data arrived altered")
         truncated = bool(event.flags & m.DATA_TRUNCATED)
         check(truncated == (peer.kind == "oversize"), f"DATA_TRUNCATED is {truncated}")
@@ -449,7 +452,7 @@ class Simulation:
             "queue_timeout_ms": rng.choice((0, 30, 3000)),
             "first_byte_timeout_ms": rng.choice((0, 30, 3000)),
             "silence_timeout_ms": rng.choice((0, 50, 3000)),
-            "length": len(upload.body) if upload else 0,
+            "content_length": len(upload.body) if upload else 0,
             "prefix_bytes": len(prefix),
         }
         self._send_open(stream, prefix, lambda: stream.open(flags, b"", b""), flags=flags, **fields, **self._limits())
@@ -474,36 +477,38 @@ class Simulation:
 
         self.kernel.at(delay_ns, stop)
 
-    def _handle_expired(self, event: wire.Event) -> None:
-        stream = self.streams[event.key]
+    def _handle_expired(self, event: ev.ExpiredEvent) -> None:
+        key = wire.key_of(event)
+        stream = self.streams[key]
         check(event.reason in (3, 4, 5, 6), f"expired for {event.reason}")
-        check(not stream.expired, f"{event.key}: EXPIRED twice")
-        check(stream.ended is None, f"{event.key}: EXPIRED after ENDED")
+        check(not stream.expired, f"{key}: EXPIRED twice")
+        check(stream.ended is None, f"{key}: EXPIRED after ENDED")
         stream.expired.append(event.reason)
         stream.expired_active_ns = self.kernel.active_ns
         if self.rng.random() < 0.8:
             self._stop_later(stream, self.rng.choice((0, 1, 6000)) * MILLISECOND, event.reason)
 
-    def _handle_keep_alive(self, event: wire.Event) -> None:
-        stream = self.streams[event.key]
+    def _handle_keep_alive(self, event: ev.KeepAliveDueEvent) -> None:
+        stream = self.streams[wire.key_of(event)]
         check(not stream.head_sent or stream.ended is None, "KEEP_ALIVE_DUE out of place")
         if self.rng.random() < 0.5:
             head, comment = b"HTTP/1.1 200 OK\r\nB: c\r\n\r\n", b": waiting\n\n"
-            data = wire.command(m.PUSH, event.key, head + comment, flags=m.KEEP_ALIVE, head_bytes=len(head))
+            data = wire.command(m.PUSH, stream.key, head + comment, flags=m.KEEP_ALIVE, head_bytes=len(head))
             self.sender.send(data, lambda: stream.push(m.KEEP_ALIVE, head, comment))
 
-    def _handle_ended(self, event: wire.Event) -> None:
-        check(event.key not in self.told_ended, f"{event.key}: ENDED twice")
-        self.told_ended.add(event.key)
+    def _handle_ended(self, event: ev.EndedEvent) -> None:
+        key = wire.key_of(event)
+        check(key not in self.told_ended, f"{key}: ENDED twice")
+        self.told_ended.add(key)
         self.reasons[st.REASONS[event.reason]] += 1
         check(event.reason not in (st.PROTOCOL, st.SEND_ERROR), f"ended for {st.REASONS[event.reason]}")
-        stream = self.streams.get(event.key)
+        stream = self.streams.get(key)
         if stream is None:
             check(st.HANDOFF_TIMEOUT <= event.reason <= st.HANDOFF_ERROR, f"{event}: ENDED without a HANDOFF")
             return
         stream.end(event)
         if self.relaying is not None:
-            self.relaying.ended(event.key)
+            self.relaying.ended(key)
         for feed in self.feeds:
             if feed.stream is stream:
                 self.bodies -= feed.upload is not None

@@ -1,59 +1,45 @@
-"""Commands and events as bytes, packed and unpacked with `struct`: the other side of the two pipes."""
+"""Commands and events as bytes: the other side of the two pipes."""
 
 from __future__ import annotations
 
-import struct
-from typing import NamedTuple
+import numpy as np
 
 from daemon.plane import messages as m
-
-_COMMAND = struct.Struct("<HHIIIIIHHIHHHHi4xqqqqqIIIIIIIII4x")
-_EVENT = struct.Struct("<HHIIHHqqiiqqq")
-_FIELDS = tuple(name for name in m.COMMAND.names)
-_INDEX = {name: index for index, name in enumerate(_FIELDS)}
-assert _COMMAND.size == m.COMMAND_BYTES
-assert _EVENT.size == m.EVENT_BYTES
+from daemon.plane.command_records import COMMAND_LAYOUTS
+from daemon.plane.event_records import EVENT_LAYOUTS, Event, StreamEvent
 
 
-class Event(NamedTuple):
-    """One record of an event pipe."""
-
-    kind: int
-    flags: int
-    slot: int
-    generation: int
-    reason: int
-    state: int
-    address: int
-    length: int
-    client_fd: int
-    peer_fd: int
-    time_ns: int
-    sent_bytes: int  # `bytes` of the record
-    number: int  # `count` of the record
-
-    @property
-    def key(self) -> tuple[int, int]:
-        return self.slot, self.generation
+def key_of(event: StreamEvent) -> tuple[int, int]:
+    """Which stream it is about."""
+    return event.slot, event.generation
 
 
 def command(kind: int, key: tuple[int, int] = (0, 0), payload: bytes = b"", **fields: int) -> bytes:
-    """A whole command."""
-    values = [0] * len(_FIELDS)
-    values[0] = kind
-    values[_INDEX["total_bytes"]] = m.padded(len(payload))
-    values[_INDEX["slot"]], values[_INDEX["generation"]] = key
-    values[_INDEX["payload_bytes"]] = len(payload)
-    for name, value in fields.items():
-        values[_INDEX[name]] = value
-    data = _COMMAND.pack(*values) + payload
-    return data.ljust(m.padded(len(payload)), b"\0")
+    """A whole command; fields that are not given are 0. An ADOPT has those of OPEN, too."""
+    data = bytearray(m.padded(len(payload)))
+    data[m.COMMAND_BYTES : m.COMMAND_BYTES + len(payload)] = payload
+    values = {**fields, "kind": kind, "total_bytes": len(data), "payload_bytes": len(payload)}
+    dtypes = [COMMAND_LAYOUTS[kind].dtype]
+    if kind == m.ADOPT:
+        dtypes.append(COMMAND_LAYOUTS[m.OPEN].dtype)
+    elif "slot" in dtypes[0].names:
+        values["slot"], values["generation"] = key
+    for dtype in dtypes:
+        record = np.frombuffer(data, dtype, count=1)[0]
+        for name in values.keys() & set(dtype.names):
+            record[name] = values[name]
+    known = {name for dtype in dtypes for name in dtype.names}
+    assert values.keys() <= known, f"{sorted(values.keys() - known)} are not fields of this command"
+    return bytes(data)
 
 
 def events(data: bytes) -> list[Event]:
     """The whole records in `data`."""
-    whole = len(data) // m.EVENT_BYTES * m.EVENT_BYTES
-    return [Event(*fields) for fields in _EVENT.iter_unpack(data[:whole])]
+    found: list[Event] = []
+    for offset in range(0, len(data) // m.EVENT_BYTES * m.EVENT_BYTES, m.EVENT_BYTES):
+        layout = EVENT_LAYOUTS[int.from_bytes(data[offset : offset + 2], "little")]
+        found.append(layout.record(*layout.struct.unpack_from(data, offset)))
+    return found
 
 
 def chunk(data: bytes) -> bytes:

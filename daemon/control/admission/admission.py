@@ -29,6 +29,7 @@ from daemon.control.admission.policy import policy_of
 from daemon.control.admission.refusal import Refusal
 from daemon.control.admission.user_limits import remembered
 from daemon.control.channel.commands import adopting, pack
+from daemon.control.channel.events import Handler, handler
 from daemon.control.channel.responses import typed_head
 from daemon.control.process.rate_limited_log import RateLimitedLog
 from daemon.control.relay.backends import is_relaying
@@ -37,6 +38,8 @@ from daemon.control.stream.job import Job
 from daemon.control.stream.stream import Stream
 from daemon.plane import messages as m
 from daemon.plane import state as st
+from daemon.plane.command_records import ConfigureCommand, DrainCommand, OpenCommand, PushCommand, StopCommand
+from daemon.plane.event_records import EndedEvent, ExpiredEvent, HandoffEvent, KeepAliveDueEvent, UsageEvent
 from daemon.plane.table import WAITING_MAX
 
 if TYPE_CHECKING:
@@ -46,7 +49,6 @@ if TYPE_CHECKING:
     from backends.registry import Registry
     from config.settings import Settings
     from daemon.control.channel.command_pipe import CommandWriter
-    from daemon.control.channel.events import EventRecord
     from daemon.control.channel.responses import Ending
     from daemon.control.channel.scripts import ScriptBook
     from daemon.control.relay.attempts import Relays
@@ -114,15 +116,15 @@ class Admission:
     # -------------------------------------------------------------------------------------------- for the service
 
     @property
-    def handlers(self) -> dict[int, Callable[[EventRecord], None]]:
-        """By kind of event: those that concern streams."""
-        return {
-            m.HANDOFF: self.on_handoff,
-            m.EXPIRED: self.on_expired,
-            m.KEEP_ALIVE_DUE: self.on_keep_alive_due,
-            m.ENDED: self.on_ended,
-            **({} if self._relays is None else self._relays.handlers),
-        }
+    def handlers(self) -> list[Handler]:
+        """Those of the events that concern streams."""
+        return [
+            handler(HandoffEvent, self.on_handoff),
+            handler(ExpiredEvent, self.on_expired),
+            handler(KeepAliveDueEvent, self.on_keep_alive_due),
+            handler(EndedEvent, self.on_ended),
+            *([] if self._relays is None else self._relays.handlers),
+        ]
 
     def flush(self) -> None:
         """Send what the handlers decided."""
@@ -150,7 +152,7 @@ class Admission:
     def drain(self) -> None:
         """Let nothing in from now; the plane stops accepting. Streams go on."""
         self.draining = True
-        self._writer.send(kind=m.DRAIN)
+        self._writer.send(DrainCommand())
 
     def stop_all(
         self, reason: int = st.SHUTDOWN, status: int = 503, detail: str = "the server is shutting down"
@@ -165,7 +167,7 @@ class Admission:
         """New limits, timeouts and delays, for handoffs that come from now."""
         self._registry.reload(settings)
         self._apply(settings)
-        self._writer.send(kind=m.CONFIGURE, handoff_timeout_ms=settings.timeouts.handoff_timeout_ms)
+        self._writer.send(ConfigureCommand(settings.timeouts.handoff_timeout_ms))
 
     # -------------------------------------------------------------------------------------------- for the HTTP front
 
@@ -203,7 +205,7 @@ class Admission:
         assert found != NOT_A_STREAM_SOCKET, "the front gives stream sockets"
         # What the plane makes by itself it also opens by itself, and nobody is waited for before the first token.
         opening = b"" if adoption.entry.opened is None else self._opening(0, 0, adoption)
-        self._writer.add_soon(adopting(opening or pack(), client_fd, cookie))
+        self._writer.add_soon(adopting(opening or pack(OpenCommand(0, 0)), client_fd, cookie))
 
     def _opening(self, slot: int, generation: int, adoption: Adoption) -> bytes:
         """The OPEN of what the plane makes by itself."""
@@ -290,30 +292,30 @@ class Admission:
 
     # -------------------------------------------------------------------------------------------- a stream's beginning
 
-    def on_handoff(self, record: EventRecord) -> None:
+    def on_handoff(self, event: HandoffEvent) -> None:
         """A socket arrived: answered with exactly one OPEN."""
-        _, flags, slot, generation, _, _, address, length, client_fd, peer_fd, accepted_ns, _, cookie = record
+        flags, slot, generation = event.flags, event.slot, event.generation
         if flags & m.ADOPTED:
-            stream = Stream(slot, generation, accepted_ns)
-            self._admit_adopted(stream, self._adoptions.pop(cookie), is_opened=bool(flags & m.OPENED))
+            stream = Stream(slot, generation, event.accepted_ns)
+            self._admit_adopted(stream, self._adoptions.pop(event.cookie), is_opened=bool(flags & m.OPENED))
             if self._last_word is not None:  # it was on the way when all were stopped
                 self._stop_with(stream, *self._last_word)
             return
         wanted = self._wanted
-        found = self._inspector.inspect(client_fd, peer_fd, wanted)
+        found = self._inspector.inspect(event.client_fd, event.peer_fd, wanted)
         if found == NOT_A_STREAM_SOCKET:
             self._rare.warn("handoff of something that is no stream socket", "descriptor_refused")
             self._writer.add(self._opener.dropped(slot, generation, st.DESCRIPTOR_REFUSED))
             return
         if flags & _UNUSUAL:
             self._rare.warn("handoff with more descriptors than one", "extra_descriptors")
-        stream = Stream(slot, generation, accepted_ns)
+        stream = Stream(slot, generation, event.accepted_ns)
         try:
             if wanted & WANT_CREDENTIALS:
                 self._gate.check_peer(found, self._inspector)
             self._gate.check_room(self.active_count)
             self._gate.check_size(flags)
-            data = _string_at(address, length)
+            data = _string_at(event.data_address, event.data_bytes)
             self._admit(stream, decode(data), data)
         except Refusal as refusal:
             self._refuse(stream, refusal)
@@ -425,48 +427,46 @@ class Admission:
 
     # -------------------------------------------------------------------------------------------- a stream's end
 
-    def on_expired(self, record: EventRecord) -> None:
+    def on_expired(self, event: ExpiredEvent) -> None:
         """A deadline passed: the plane asks how to say so."""
-        stream = self._streams.get(record[2])
-        if stream is None or stream.generation != record[3]:
+        stream = self._streams.get(event.slot)
+        if stream is None or stream.generation != event.generation:
             return  # its ENDED was on its way
-        reason = record[4]
+        reason = event.reason
         is_upload_due = stream.job is not None and stream.job.awaits_upload
         self._stop(stream, reason, expired(reason, stream.style, stream.lines, is_upload_due=is_upload_due))
 
-    def on_keep_alive_due(self, record: EventRecord) -> None:
+    def on_keep_alive_due(self, event: KeepAliveDueEvent) -> None:
         """A long silence before the first byte: the head and a comment, so that nothing on the way gives up."""
-        slot, generation = record[2], record[3]
+        slot, generation = event.slot, event.generation
         stream = self._streams.get(slot)
         if stream is None or stream.generation != generation or stream.style == "raw":
             return
         head, flag = (b"", m.STANDARD_HEAD) if stream.head is None else (stream.head, 0)
-        flags = m.KEEP_ALIVE | flag
-        self._writer.add(
-            pack(head + KEEP_ALIVE, kind=m.PUSH, slot=slot, generation=generation, flags=flags, head_bytes=len(head))
-        )
+        push = PushCommand(slot, generation, head_bytes=len(head), flags=m.KEEP_ALIVE | flag)
+        self._writer.add(pack(push, head + KEEP_ALIVE))
 
-    def on_ended(self, record: EventRecord) -> None:
+    def on_ended(self, event: EndedEvent) -> None:
         """A slot is free: settle the accounts of its stream, if it had one."""
-        reason = record[4]
-        stream = self._streams.pop(record[2], None)
+        reason = event.reason
+        stream = self._streams.pop(event.slot, None)
         if stream is None:
             self._observer.stream_ended(None, reason)
             return
-        assert stream.generation == record[3], "one ENDED for each stream"
+        assert stream.generation == event.generation, "one ENDED for each stream"
         if stream.user is not None:
             self._gate.users.release(stream.user)
         if stream.job is not None:
             self._pool.end(stream.job)
         if stream.relayed is not None and self._relays is not None:
-            self._relays.ended(stream, record)
+            self._relays.ended(stream, event)
         if stream.has_body:
             self._body_count -= 1
         if stream.ended is not None:
             stream.ended(reason)
         self._observer.stream_ended(stream.backend, reason)
 
-    def settle(self, last_events: Callable[[Stream], tuple[EventRecord, EventRecord]]) -> None:
+    def settle(self, last_events: Callable[[Stream], tuple[UsageEvent, EndedEvent]]) -> None:
         """The plane has been stopped. What was let in is not opened any more, whether or not its socket had come.
 
         Relayed streams that the plane left open have ended as these events say of them.
@@ -480,19 +480,16 @@ class Admission:
         self._adoptions.clear()
         if self._relays is None:
             return
-        for stream in [stream for stream in self._streams.values() if stream.relayed is not None]:
-            usage, ended = last_events(stream)
-            self._relays.handlers[m.USAGE](usage)
-            self.on_ended(ended)
+        for stream in list(self._streams.values()):
+            if stream.relayed is not None:
+                stream.relayed.usage, ended = last_events(stream)
+                self.on_ended(ended)
 
     def _stop_with(self, stream: Stream, reason: int, status: int, detail: str) -> None:
         self._stop(stream, reason, ending(status, st.REASONS[reason], detail, stream.style, stream.lines))
 
     def _stop(self, stream: Stream, reason: int, said: Ending) -> None:
-        slot, generation = stream.slot, stream.generation
-        payload, head_bytes = said
-        self._writer.add(
-            pack(payload, kind=m.STOP, slot=slot, generation=generation, head_bytes=head_bytes, reason=reason)
-        )
+        stop = StopCommand(stream.slot, stream.generation, said.head_bytes, reason)
+        self._writer.add(pack(stop, said.payload))
         if stream.job is not None:
             self._pool.cancel(stream.job)

@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING
 
 from daemon.control.channel.commands import pack
 from daemon.control.process.supervision import essential
-from daemon.plane.messages import (
-    MESSAGE_BYTES_MAX,
-)
+from daemon.plane.messages import MESSAGE_BYTES_MAX
 
 if TYPE_CHECKING:
     import asyncio
     from collections.abc import Callable
+
+    from daemon.plane.command_records import Command
 
 
 class CommandWriter:
@@ -48,9 +48,9 @@ class CommandWriter:
             self._batch_bytes = len(command)
         self._batch.append(command)
 
-    def send(self, payload: bytes = b"", **fields: int) -> None:
-        """Pack a command and send it now."""
-        self.add(pack(payload, **fields))
+    def send(self, command: Command) -> None:
+        """Pack a command without a payload and send it now."""
+        self.add(pack(command))
         self.flush()
 
     def add_soon(self, command: bytes) -> None:

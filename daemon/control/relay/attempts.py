@@ -10,11 +10,11 @@ import ctypes
 import functools
 import logging
 import os
-import struct
 from typing import TYPE_CHECKING, NamedTuple
 
 from backends.relay import Failure, FailureKind, Outcome, RelayError
-from daemon.control.channel.commands import pack, pack_with_tail, tail
+from daemon.control.channel.commands import pack
+from daemon.control.channel.events import Handler, handler
 from daemon.control.channel.responses import Ending, answer_of, either
 from daemon.control.process.rate_limited_log import RateLimitedLog
 from daemon.control.process.supervision import essential
@@ -23,15 +23,16 @@ from daemon.control.relay.outcomes import outcome_of, unopened_outcome
 from daemon.control.stream.relayed import Relayed
 from daemon.plane import messages as m
 from daemon.plane import state as st
+from daemon.plane.command_records import AttemptCommand, ReleaseCommand, StopCommand
+from daemon.plane.event_records import AnsweredEvent, EndedEvent, FailedEvent, UsageEvent
 from daemon.plane.relay_table import SERIES_COUNT_MAX
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Iterable
 
     from backends.relay import Attempt, Origin, Relay
     from daemon.control.channel.command_pipe import CommandWriter
-    from daemon.control.channel.events import EventRecord
     from daemon.control.relay.reachability import Reachability
     from daemon.control.relay.resolver import Resolver
     from daemon.control.stream.client_outcome import Told
@@ -40,9 +41,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_ATTEMPT = struct.Struct("<qqqIIIIIIIIII64x")
-_MODEL = struct.Struct("<qqiiqqq")
-_COMMON = tail()
 _OTHER = ("other", "other")  # the series of those beyond SERIES_COUNT_MAX
 _KINDS = tuple(FailureKind(name) for name in st.FAILURES)
 _UNREACHED = frozenset({FailureKind.CONNECT, FailureKind.CONNECT_TIMEOUT})
@@ -92,9 +90,13 @@ class Relays:
         resolver.changed = self._forget
 
     @property
-    def handlers(self) -> Mapping[int, Callable[[EventRecord], None]]:
-        """By kind of event."""
-        return {m.ANSWERED: self._on_response, m.FAILED: self._on_failed, m.USAGE: self._on_usage}
+    def handlers(self) -> list[Handler]:
+        """For the EventReader."""
+        return [
+            handler(AnsweredEvent, self._on_response),
+            handler(FailedEvent, self._on_failed),
+            handler(UsageEvent, self._on_usage),
+        ]
 
     # ---- a stream's beginning
 
@@ -181,12 +183,24 @@ class Relays:
         flags = m.BY_WORKER if relayed.by_worker else 0
         flags |= m.AS_CONTENT if relay.format == "content" else 0
         flags |= m.PASS_USAGE if relay.passes_usage else 0
-        payload = _ATTEMPT.pack(
-            _address(request), len(request), _address(head), len(head), endpoint, relayed.number, flags,
-            origin.connect_timeout_ms, origin.head_timeout_ms, origin.first_token_timeout_ms,
-            origin.silence_timeout_ms, origin.drain_timeout_ms, self._series(origin.name, attempt.model),
-        )  # fmt: skip
-        self._parts.writer.add(pack_with_tail(_COMMON, m.ATTEMPT, 0, stream.slot, stream.generation, payload, 0))
+        command = AttemptCommand(
+            slot=stream.slot,
+            generation=stream.generation,
+            flags=flags,
+            endpoint=endpoint,
+            attempt=relayed.number,
+            request_address=_address(request),
+            request_bytes=len(request),
+            head_address=_address(head),
+            head_bytes=len(head),
+            series=self._series(origin.name, attempt.model),
+            connect_timeout_ms=origin.connect_timeout_ms,
+            head_timeout_ms=origin.head_timeout_ms,
+            first_token_timeout_ms=origin.first_token_timeout_ms,
+            silence_timeout_ms=origin.silence_timeout_ms,
+            drain_timeout_ms=origin.drain_timeout_ms,
+        )
+        self._parts.writer.add(pack(command))
 
     def _series(self, upstream: str, model: str) -> int:
         key = (upstream, model)
@@ -219,29 +233,29 @@ class Relays:
             return None
         return stream, stream.relayed
 
-    def _on_response(self, record: EventRecord) -> None:
-        found = self._find(record[2], record[3])
+    def _on_response(self, event: AnsweredEvent) -> None:
+        found = self._find(event.slot, event.generation)
         if found is None:
             return
         _, relayed = found
         assert relayed.attempt is not None
-        model = _MODEL.pack(*record[6:13])[: record[4]].decode(errors="replace")
+        model = event.model[: event.model_bytes].decode(errors="replace")
         self._parts.reachability.saw(relayed.attempt.origin.name, reachable=True)
         relayed.relay.answered(model)
 
-    def _on_failed(self, record: EventRecord) -> None:
+    def _on_failed(self, event: FailedEvent) -> None:
         """An attempt in the plane failed. What it lends is copied, and given back whatever has become of the stream."""
-        _, flags, slot, generation, reason, _, address, length, status, error, _, head_bytes, number = record
-        said = ctypes.string_at(address, length) if length > 0 else b""
-        self._parts.writer.add(pack(kind=m.LET_GO, slot=slot, generation=generation))
+        slot, generation, head_bytes = event.slot, event.generation, event.head_bytes
+        lent = ctypes.string_at(event.lent_address, event.lent_bytes) if event.lent_bytes > 0 else b""
+        self._parts.writer.add(pack(ReleaseCommand(slot, generation)))
         found = self._find(slot, generation)
-        if found is None or found[1].number != number:
+        if found is None or found[1].number != event.attempt:
             return
         stream, relayed = found
         assert relayed.attempt is not None
         self._release_endpoint(relayed)
-        kind = _KINDS[reason]
-        is_streaming = bool(flags & m.FAILED_STREAMING)
+        kind = _KINDS[event.failure]
+        is_streaming = bool(event.flags & m.FAILED_STREAMING)
         if kind is not FailureKind.NO_RESOURCES and not relayed.by_worker:
             self._saw(relayed.attempt, kind)
         if kind in _UNREACHED and relayed.address_index + 1 < len(relayed.addresses):
@@ -249,9 +263,10 @@ class Relays:
             return
         if relayed.by_worker and self.transfers is not None:
             self.transfers.cancel(slot, generation)
-        headers = _headers(said[:head_bytes])
-        detail = "" if error == 0 else os.strerror(error)
-        self._failed(stream, relayed, Failure(kind, status, headers, said[head_bytes:], detail, is_streaming))
+        headers = _headers(lent[:head_bytes])
+        detail = "" if event.error == 0 else os.strerror(event.error)
+        failure = Failure(kind, event.status, headers, lent[head_bytes:], detail, is_streaming)
+        self._failed(stream, relayed, failure)
 
     def transfer_failed(self, slot: int, generation: int, number: int, failure: Failure) -> None:
         """An attempt by libcurl failed before its body."""
@@ -286,19 +301,17 @@ class Relays:
         told = {"upstream": upstream, "request_id": request_id, "status": error.status, "detail": error.message}
         # By upstream, as there are few: what one does must not hide what another does.
         self._rare.warn("relay failed", f"{kind.value} {upstream}", **told)
-        slot, generation, head_bytes = stream.slot, stream.generation, ending.head_bytes
-        self._parts.writer.add(
-            pack(ending.payload, kind=m.STOP, slot=slot, generation=generation, head_bytes=head_bytes, reason=reason)
-        )
+        stop = StopCommand(stream.slot, stream.generation, ending.head_bytes, reason)
+        self._parts.writer.add(pack(stop, ending.payload))
 
-    def _on_usage(self, record: EventRecord) -> None:
-        found = self._find(record[2], record[3])
+    def _on_usage(self, event: UsageEvent) -> None:
+        found = self._find(event.slot, event.generation)
         if found is not None:
-            found[1].usage = record
+            found[1].usage = event
 
     # ---- a stream's end
 
-    def ended(self, stream: Stream, record: EventRecord) -> None:
+    def ended(self, stream: Stream, event: EndedEvent) -> None:
         """ENDED has come: nothing refers to the stream's bytes any more."""
         relayed = stream.relayed
         assert relayed is not None
@@ -307,11 +320,11 @@ class Relays:
             relayed.timer.cancel()
         if relayed.by_worker and self.transfers is not None:
             # The plane knows how long closing took of its own connections only.
-            closed = relayed.relay.cancelled if record[4] == st.CLIENT_GONE else None
+            closed = relayed.relay.cancelled if event.reason == st.CLIENT_GONE else None
             self.transfers.cancel(stream.slot, stream.generation, closed)
         self._release_endpoint(relayed)
         relayed.attempt = None
-        self._account(relayed, outcome_of(record, relayed.usage))
+        self._account(relayed, outcome_of(event, relayed.usage))
         relayed.kept.clear()
 
     def _account(self, relayed: Relayed, outcome: Outcome) -> None:

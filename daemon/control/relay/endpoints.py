@@ -7,12 +7,11 @@ made with: only LET_GO_S later can the number lead elsewhere, and what is kept o
 
 from __future__ import annotations
 
-import struct
 import time
 from typing import TYPE_CHECKING
 
 from daemon.control.channel.commands import pack
-from daemon.plane import messages as m
+from daemon.plane.command_records import EndpointCommand
 from daemon.plane.relay_table import ENDPOINT_COUNT_MAX
 
 if TYPE_CHECKING:
@@ -21,8 +20,6 @@ if TYPE_CHECKING:
     from backends.relay import Origin
 
 LET_GO_S = 5.0  # more than the plane takes to be done with a connection whose stream has ended
-_ENDPOINT = struct.Struct("<III4x112s")
-_NOWHERE = _ENDPOINT.pack(0, 0, 0, b"")
 _Key = tuple[bytes, int, int]  # address, idle_connections_max, idle_timeout_ms
 
 
@@ -52,7 +49,7 @@ class Endpoints:
                 return -1
         if number not in self._live:
             self._live.add(number)
-            self._add(pack(_ENDPOINT.pack(len(address), key[1], key[2], address), kind=m.ENDPOINT, script=number))
+            self._add(pack(EndpointCommand(number, origin.idle_connections_max, origin.idle_timeout_ms), address))
         self._holders[number] += 1
         return number
 
@@ -92,7 +89,7 @@ class Endpoints:
         """Have the connections closed that are kept."""
         if number in self._live:
             self._live.discard(number)
-            self._add(pack(_NOWHERE, kind=m.ENDPOINT, script=number))
+            self._add(pack(EndpointCommand(number)))
 
     def forget(self, addresses: Collection[bytes]) -> None:
         """Nobody is to be connected to these any more, unless it is asked for again."""

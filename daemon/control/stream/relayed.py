@@ -8,8 +8,8 @@ if TYPE_CHECKING:
     import asyncio
 
     from backends.relay import Attempt, Relay
-    from daemon.control.channel.events import EventRecord
     from daemon.control.stream.client_outcome import Told
+    from daemon.plane.event_records import UsageEvent
 
 
 class Relayed:
@@ -40,5 +40,5 @@ class Relayed:
         self.kept: list[bytes] = []
         self.by_worker = False
         self.timer: asyncio.TimerHandle | None = None
-        self.usage: EventRecord | None = None
+        self.usage: UsageEvent | None = None
         self.told: Told | None = None  # set where the stream is read here, and its client gets an answer in one piece

@@ -17,13 +17,15 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from backends.relay import Failure, FailureKind
 from daemon.control.channel.command_pipe import CommandBatches
-from daemon.control.channel.commands import pack_with_tail, tail
-from daemon.control.channel.events import EVENT, READ_BYTES, whole_records
+from daemon.control.channel.commands import pack, pack_push
+from daemon.control.channel.events import READ_BYTES, whole_records, worker_events
 from daemon.control.transfers.errors import failure_of
 from daemon.control.transfers.libcurl import load
 from daemon.control.transfers.origin_pool import Pool
 from daemon.control.transfers.transfer import Deadlines, Phase, Transfer
 from daemon.plane import messages as m
+from daemon.plane.command_records import FinishCommand, StartCommand
+from daemon.plane.event_records import ReleasedEvent, StoppedEvent
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -323,14 +325,14 @@ class TransferLoop:
             if not data:  # the plane is gone; the service ends the process
                 self._epoll.unregister(self._event_fd)
             data, self._leftover = whole_records(self._leftover + data if self._leftover else data)
-            for record in EVENT.iter_unpack(data):
-                transfer = self._transfers.get((record[2], record[3]))
+            for event in worker_events(data):
+                transfer = self._transfers.get((event.slot, event.generation))
                 if transfer is None:
                     continue
-                if record[0] == m.RELEASED:
-                    self._released(transfer, record[11])
-                elif record[0] == m.STOPPED:
-                    self._stopped(transfer, record[1])
+                if isinstance(event, ReleasedEvent):
+                    self._released(transfer, event.released_bytes)
+                elif isinstance(event, StoppedEvent):
+                    self._stopped(transfer, event.flags)
 
     def _released(self, transfer: Transfer, released_bytes: int) -> None:
         if released_bytes > transfer.pushed_bytes:
@@ -379,9 +381,7 @@ class TransferLoop:
                 elif size:
                     transfer.pending = b""
                     transfer.pushed_bytes = pushed_bytes
-                    commands.add(
-                        pack_with_tail(transfer.common, m.PUSH, m.RAW, transfer.slot, transfer.generation, pending, 0)
-                    )
+                    commands.add(_raw_push(transfer, pending))
             else:
                 touched.clear()
             commands.flush()
@@ -390,17 +390,16 @@ class TransferLoop:
         """As above, for what is not once per token: a beginning, an end, much at once, little credit."""
         if transfer.phase == Phase.OVER:
             return
-        slot, generation = transfer.slot, transfer.generation
         if transfer.is_start_due:
             transfer.is_start_due = False
-            common = tail(cookie=transfer.number, channel=self._channel)
-            self._commands.add(pack_with_tail(common, m.START, 0, slot, generation, b"", 0))
+            start_command = StartCommand(transfer.slot, transfer.generation, self._channel, transfer.number)
+            self._commands.add(pack(start_command))
         pending = transfer.pending
         start, end = 0, min(len(pending), transfer.credit_end - transfer.pushed_bytes)
         while start < end:
             piece = pending[start : min(end, start + m.PAYLOAD_BYTES_MAX)]
             start += len(piece)
-            self._commands.add(pack_with_tail(transfer.common, m.PUSH, m.RAW, slot, generation, piece, 0))
+            self._commands.add(_raw_push(transfer, piece))
         transfer.pushed_bytes += start
         transfer.pending = pending[start:]
         if transfer.pending:
@@ -414,7 +413,8 @@ class TransferLoop:
     def _finish(self, transfer: Transfer, *, is_complete: bool) -> None:
         transfer.phase = Phase.OVER
         flags = m.RAW | m.COMPLETE if is_complete else m.RAW
-        self._commands.add(pack_with_tail(transfer.common, m.FINISH, flags, transfer.slot, transfer.generation, b"", 0))
+        finish = FinishCommand(transfer.slot, transfer.generation, flags=flags, attempt=transfer.number)
+        self._commands.add(pack(finish))
 
     def _resume(self, transfer: Transfer) -> None:
         try:
@@ -422,3 +422,9 @@ class TransferLoop:
         except load().error as error:
             logger.debug("a paused transfer could not go on: %s", error)
             self._end(transfer, 1, "")
+
+
+def _raw_push(transfer: Transfer, data: bytes) -> bytes:
+    """A PUSH of the upstream's own body."""
+    slot, generation, number = transfer.slot, transfer.generation, transfer.number
+    return pack_push(slot, generation, data, head_bytes=0, flags=m.RAW, attempt=number)

@@ -9,11 +9,9 @@ from __future__ import annotations
 
 import enum
 import time
-from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from backends.relay import Failure, FailureKind
-from daemon.control.channel.commands import tail
 from daemon.plane.messages import RAW_CREDIT_BYTES
 
 if TYPE_CHECKING:
@@ -130,7 +128,6 @@ class Transfer:
         self.generation = generation
         self.number = number
         self.attempt = attempt
-        self.common = _common(number)  # the fields of every command of it
         self.phase = Phase.CONNECTING
         self.deadline_s = float("inf")
         self.failure: Failure | None = None  # why a callback has ended it
@@ -268,11 +265,6 @@ class Transfer:
     def _abort(self, kind: FailureKind, detail: str) -> int:
         self.failure = Failure(kind, self.status, self.headers, detail=detail)
         return _ABORT
-
-
-@lru_cache(maxsize=64)
-def _common(number: int) -> bytes:
-    return tail(cookie=number)
 
 
 def _is_compressed(headers: dict[str, str]) -> bool:

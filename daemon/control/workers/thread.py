@@ -20,22 +20,30 @@ from typing import TYPE_CHECKING, Protocol, cast
 from backends.interface import BackendError, BodyTruncated, Cancelled, paced_chunks
 from backends.relay import Relay
 from backends.sse import content_event
-from daemon.control.channel.commands import pack, pack_with_tail, tail
-from daemon.control.channel.events import EVENT, READ_BYTES, EventRecord, whole_records
+from daemon.control.channel.commands import pack, pack_push
+from daemon.control.channel.events import READ_BYTES, whole_records, worker_events
 from daemon.control.channel.responses import STANDARD_HEAD, either
 from daemon.control.workers.credit import Credit, framing_bytes
 from daemon.plane import messages as m
 from daemon.plane import state as st
+from daemon.plane.command_records import (
+    BodyReturnCommand,
+    FinishCommand,
+    PushRangeCommand,
+    StartCommand,
+    StopCommand,
+)
+from daemon.plane.event_records import BodyEvent, ReleasedEvent, StoppedEvent
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from daemon.control.stream.job import Job
+    from daemon.plane.event_records import WorkerEvent
 
 logger = logging.getLogger(__name__)
 
 _CHECK_NS = 1_000_000  # events are looked for this often while a backend yields without a pause
-_COMMON = tail()
 
 
 class JobSource(Protocol):
@@ -134,7 +142,7 @@ class WorkerThread:
         if job.has_body:
             job.request.body = self._body()
         try:
-            self._write(pack(kind=m.START, slot=job.slot, generation=job.generation, channel=self._channel))
+            self._write(pack(StartCommand(job.slot, job.generation, self._channel)))
             self._run_backend(job)
         except Cancelled:
             logger.debug("stream over before its backend's end", extra={"backend": job.name})
@@ -223,8 +231,8 @@ class WorkerThread:
                 self._pool.stopping = True
                 self._epoll.unregister(self._event_fd)
             data, self._leftover = whole_records(self._leftover + data)
-            for record in EVENT.iter_unpack(data):
-                self._handle(record)
+            for event in worker_events(data):
+                self._handle(event)
         for key, (job, credit) in list(self._held.items()):
             if job.ended:
                 self._settle(key, job, credit)
@@ -248,33 +256,32 @@ class WorkerThread:
 
     # ------------------------------------------------------------------------------------------------- events
 
-    def _handle(self, record: EventRecord) -> None:
-        kind, flags, slot, generation = record[:4]
+    def _handle(self, event: WorkerEvent) -> None:
         job = self._job
-        if job is None or job.slot != slot or job.generation != generation:
-            self._handle_earlier(record)
-        elif kind == m.RELEASED:
-            self._credit.released(record[11], record[12])
-        elif kind == m.BODY:
-            self._pieces.append((ctypes.string_at(record[6], record[7]), flags))
-        elif kind == m.STOPPED:
+        if job is None or job.slot != event.slot or job.generation != event.generation:
+            self._handle_earlier(event)
+        elif isinstance(event, ReleasedEvent):
+            self._credit.released(event.released_bytes, event.released_ranges)
+        elif isinstance(event, BodyEvent):
+            self._pieces.append((ctypes.string_at(event.piece_address, event.piece_bytes), event.flags))
+        else:
             self._stopped = True
             self._credit.drop()
 
-    def _handle_earlier(self, record: EventRecord) -> None:
+    def _handle_earlier(self, event: WorkerEvent) -> None:
         """An event of a stream that is no longer fed."""
-        kind, _, slot, generation = record[:4]
-        if kind == m.BODY:
-            self._return_body(slot, generation)
+        key = event.slot, event.generation
+        if isinstance(event, BodyEvent):
+            self._return_body(*key)
             return
-        held = self._held.get((slot, generation))
+        held = self._held.get(key)
         if held is None:
             return
         job, credit = held
-        if kind == m.RELEASED:
-            credit.released(record[11], record[12])
-        if kind == m.STOPPED or not credit.holds:
-            self._settle((slot, generation), job, credit)
+        if isinstance(event, ReleasedEvent):
+            credit.released(event.released_bytes, event.released_ranges)
+        if isinstance(event, StoppedEvent) or not credit.holds:
+            self._settle(key, job, credit)
 
     def _settle(self, key: tuple[int, int], job: Job, credit: Credit) -> None:
         credit.drop()
@@ -309,11 +316,16 @@ class WorkerThread:
             self._wait()
         self._credit.inline_pushed(size)
 
-    def _push_inline(self, job: Job, data: bytes, head: bytes, flags: int, kind: int = m.PUSH) -> None:
+    def _push_inline(self, job: Job, data: bytes, head: bytes, flags: int) -> None:
+        self._take_credit(job, data, head, flags)
+        slot, generation, payload = job.slot, job.generation, head + data
+        self._write(pack_push(slot, generation, payload, head_bytes=len(head), flags=flags, attempt=0))
+
+    def _take_credit(self, job: Job, data: bytes, head: bytes, flags: int) -> None:
+        """Wait until the plane has room for a piece, and count it."""
         if head or flags & m.STANDARD_HEAD:
             self._credit.inline_pushed(len(head) or len(STANDARD_HEAD))
         self._await_room(len(data) + (framing_bytes(len(data)) if job.chunked else 0))
-        self._write(pack_with_tail(_COMMON, kind, flags, job.slot, job.generation, head + data, len(head)))
 
     def _push_range(self, job: Job, data: bytes, start: int, flags: int) -> None:
         size = len(data) - start
@@ -324,10 +336,7 @@ class WorkerThread:
         address = ctypes.cast(ctypes.c_char_p(data), ctypes.c_void_p).value
         assert address is not None
         self._credit.range_pushed(data)
-        slot, generation, address = job.slot, job.generation, address + start
-        self._write(
-            pack(kind=m.PUSH_RANGE, slot=slot, generation=generation, flags=flags, address=address, length=size)
-        )
+        self._write(pack(PushRangeCommand(job.slot, job.generation, flags, address + start, size)))
 
     def _finish(self, job: Job, end: bytes) -> None:
         """The true end."""
@@ -336,15 +345,15 @@ class WorkerThread:
             self._push(job, end)
             end = b""
         head, head_flag = self._take_head(job)
-        self._push_inline(job, end, head, m.COMPLETE | head_flag, kind=m.FINISH)
+        flags = m.COMPLETE | head_flag
+        self._take_credit(job, end, head, flags)
+        finish = FinishCommand(job.slot, job.generation, head_bytes=len(head), flags=flags, reason=st.COMPLETE)
+        self._write(pack(finish, head + end))
 
     def _fail(self, job: Job, reason: int, status: int, message: str, param: str | None = None) -> None:
         """An end that is no true one: a response of its own if nothing has left yet, otherwise an error event."""
         ending = either(status, st.REASONS[reason], message, job.style, lines=job.lines, param=param)
-        slot, generation, head_bytes = job.slot, job.generation, ending.head_bytes
-        command = pack(
-            ending.payload, kind=m.STOP, slot=slot, generation=generation, head_bytes=head_bytes, reason=reason
-        )
+        command = pack(StopCommand(job.slot, job.generation, ending.head_bytes, reason), ending.payload)
         with contextlib.suppress(Cancelled):
             if not self._over():
                 self._write(command)
@@ -372,7 +381,7 @@ class WorkerThread:
 
     def _return_body(self, slot: int, generation: int) -> None:
         with contextlib.suppress(Cancelled):
-            self._write(pack(kind=m.BODY_RETURN, slot=slot, generation=generation), dropped_when_over=False)
+            self._write(pack(BodyReturnCommand(slot, generation)), dropped_when_over=False)
 
 
 def _piece(chunk: object) -> bytes:

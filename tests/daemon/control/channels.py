@@ -10,8 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from daemon.control.channel.events import EVENT
 from daemon.plane import messages as m
+from daemon.plane.command_records import COMMAND_HEADER, COMMAND_LAYOUTS
+from daemon.plane.event_records import EVENT_LAYOUTS, KIND_BYTES
 
 TIMEOUT_S = 30.0
 
@@ -20,7 +21,7 @@ TIMEOUT_S = 30.0
 class Recorded:
     """One command as the plane would read it."""
 
-    fields: dict[str, int]
+    fields: dict[str, int]  # those of its kind
     payload: bytes
 
     def __getattr__(self, name: str) -> int:
@@ -32,7 +33,7 @@ class Recorded:
     @property
     def head(self) -> bytes:
         start = self._texts_bytes
-        return self.payload[start : start + self.fields["head_bytes"]]
+        return self.payload[start : start + self.fields.get("head_bytes", 0)]
 
     @property
     def text(self) -> bytes:
@@ -44,19 +45,23 @@ class Recorded:
 
     @property
     def rest(self) -> bytes:
-        return self.payload[self._texts_bytes + self.fields["head_bytes"] :]
+        return self.payload[self._texts_bytes + self.fields.get("head_bytes", 0) :]
 
     @property
     def _texts_bytes(self) -> int:
-        return self.fields["text_bytes"] + self.fields["closing_bytes"]
+        return self.fields.get("text_bytes", 0) + self.fields.get("closing_bytes", 0)
 
 
 def parse(data: bytes) -> list[Recorded]:
     """Every command in these bytes; nothing may be left over."""
     commands: list[Recorded] = []
     while data:
-        record = np.frombuffer(data[: m.COMMAND_BYTES], m.COMMAND)[0]
-        fields = {name: int(record[name]) for name in m.COMMAND.names}
+        kind = int(np.frombuffer(data[: m.COMMAND_BYTES], COMMAND_HEADER)[0]["kind"])
+        fields: dict[str, int] = {}
+        # An ADOPT has the fields of OPEN, too.
+        for dtype in (COMMAND_LAYOUTS[shown].dtype for shown in ((m.OPEN, m.ADOPT) if kind == m.ADOPT else (kind,))):
+            record = np.frombuffer(data[: m.COMMAND_BYTES], dtype)[0]
+            fields |= {name: int(record[name]) for name in dtype.names}
         total = fields["total_bytes"]
         assert total == m.padded(fields["payload_bytes"])
         assert len(data) >= total
@@ -106,14 +111,17 @@ class Channels:
         """Whether no command comes for so long."""
         return not self._parsed and not select.select([self.command_read_fd], [], [], seconds)[0]
 
-    def event(self, kind: int, **fields: int) -> None:
+    def event(self, kind: int, **fields: int | bytes) -> None:
         """Write one event."""
         os.write(self.event_write_fd, event(kind, **fields))
 
 
-def event(kind: int, **fields: int) -> bytes:
-    """One event's bytes; descriptors are -1 unless given."""
-    values: dict[str, Any] = {"client_fd": -1, "peer_fd": -1, **fields, "kind": kind}
-    data = EVENT.pack(*(values.pop(name, 0) for name in m.EVENT.names))
-    assert not values
-    return data
+def event(kind: int, **fields: int | bytes) -> bytes:
+    """One event's bytes; descriptors are -1 unless given, other fields 0."""
+    layout = EVENT_LAYOUTS[kind]
+    values: dict[str, Any] = {name: -1 if name.endswith("_fd") else 0 for name in layout.record._fields}
+    if "model" in values:
+        values["model"] = b""
+    assert fields.keys() <= values.keys(), f"{layout.record.__name__} lacks some of {sorted(fields)}"
+    record = layout.record(**(values | fields))
+    return kind.to_bytes(KIND_BYTES, "little") + layout.struct.pack(*record)[KIND_BYTES:]

@@ -96,7 +96,7 @@ class Plane:
 
     def release(self, slot: int, released_bytes: int) -> None:
         self.streams[slot].released_bytes = released_bytes
-        self.channels.event(m.RELEASED, slot=slot, generation=GENERATION, bytes=released_bytes)
+        self.channels.event(m.RELEASED, slot=slot, generation=GENERATION, released_bytes=released_bytes)
 
     def until(self, holds: Callable[[], bool], what: str, timeout_s: float = TIMEOUT_S) -> None:
         """Go on until something is so."""
@@ -127,11 +127,11 @@ class Plane:
     def _take(self, command: Recorded) -> None:
         seen = self.streams[command.slot]
         assert command.generation == GENERATION
-        if command.cookie != seen.number:
+        if command.attempt != seen.number:
             return  # of an attempt that was given up
         assert not seen.is_finished
         if command.kind == m.START:
-            assert (command.channel, command.flags) == (CHANNEL, 0)
+            assert command.channel == CHANNEL
             assert not seen.is_started
             seen.is_started = True
         elif command.kind == m.PUSH:

@@ -23,6 +23,7 @@ from daemon.control.stream.stream import SilentObserver
 from daemon.control.workers.pool import WorkerPool
 from daemon.data_plane import DataPlane
 from daemon.plane import messages as m
+from daemon.plane.command_records import ShutdownPlaneCommand
 from daemon.plane.table import allocate
 
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: application/octet-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
@@ -105,7 +106,7 @@ class Planes:
         asyncio.run_coroutine_threadsafe(reload(), self.loop).result(10)
 
     def close(self) -> None:
-        self.loop.call_soon_threadsafe(lambda: self.writer.send(kind=m.SHUTDOWN_PLANE, flags=m.FORCE))
+        self.loop.call_soon_threadsafe(lambda: self.writer.send(ShutdownPlaneCommand(m.FORCE)))
         assert self.data_plane.join(10)
         assert self.data_plane.error is None
         assert self.pool.stop(10)

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from daemon.plane import entries, messages, table
+from daemon.plane.command_records import COMMAND_LAYOUTS
+from daemon.plane.event_records import EVENT_LAYOUTS
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -52,8 +54,7 @@ STRUCTURES: list[tuple[np.dtype[np.void], str, dict[str, str], bool]] = [
 
 def fields(dtype: np.dtype[np.void]) -> dict[str, tuple[np.dtype[np.generic], int]]:
     """Type and offset of each field."""
-    assert dtype.fields is not None
-    return {name: (field[0], field[1]) for name, field in dtype.fields.items()}
+    return {name: (field[0], field[1]) for name, field in (dtype.fields or {}).items()}
 
 
 @pytest.fixture(scope="module")
@@ -87,17 +88,33 @@ def test_layouts_are_those_of_the_c_headers(
 
 @pytest.mark.parametrize(
     ("dtype", "size"),
-    [(messages.COMMAND, 128), (messages.EVENT, 64), (table.STREAM, 384), (table.CHANNEL, 64), (table.GLOBALS, 1024)],
-    ids=["command", "event", "stream", "channel", "globals"],
+    [
+        (table.STREAM, 384),
+        (table.CHANNEL, 64),
+        (table.GLOBALS, 1024),
+        *((layout.dtype, messages.EVENT_BYTES) for layout in EVENT_LAYOUTS.values()),
+        *((layout.dtype, messages.COMMAND_BYTES) for layout in COMMAND_LAYOUTS.values()),
+    ],
+    ids=[
+        *("stream", "channel", "globals"),
+        *(layout.record.__name__ for layout in EVENT_LAYOUTS.values()),
+        *(layout.record.__name__ for layout in COMMAND_LAYOUTS.values()),
+    ],
 )
 def test_records_are_aligned_and_do_not_overlap(dtype: np.dtype[np.void], size: int) -> None:
     assert dtype.itemsize == size
     end = 0
     for kind, offset in sorted(((kind, offset) for kind, offset in fields(dtype).values()), key=lambda f: f[1]):
         assert offset >= end
-        assert offset % kind.itemsize == 0
+        assert offset % kind.alignment == 0
         end = offset + kind.itemsize
     assert end <= size
+
+
+def test_an_adopts_own_fields_lie_behind_those_of_its_open() -> None:
+    names = [field.name for layout in (messages.OPEN, messages.ADOPT) for field in COMMAND_LAYOUTS[layout].fields]
+    assert len(set(names)) == len(names)
+    assert COMMAND_LAYOUTS[messages.ADOPT].fields[0].offset >= COMMAND_LAYOUTS[messages.OPEN].fields[-1].end
 
 
 @pytest.mark.parametrize(("payload", "total"), [(0, 128), (1, 192), (64, 192), (65, 256), (3968, 4096)])

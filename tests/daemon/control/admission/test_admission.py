@@ -110,7 +110,7 @@ class Desk:
         memory = ctypes.create_string_buffer(raw, len(raw) + 1)
         self._kept.append(memory)
         fields.setdefault("client_fd", self.client.fileno())
-        answer = self.send(m.HANDOFF, slot=slot, address=ctypes.addressof(memory), length=len(raw), **fields)
+        answer = self.send(m.HANDOFF, slot=slot, data_address=ctypes.addressof(memory), data_bytes=len(raw), **fields)
         opens = [command for command in answer if command.kind == m.OPEN]
         assert len(opens) == 1
         self.channels.keep([command for command in answer if command.kind != m.OPEN])  # a worker may be quick
@@ -350,7 +350,7 @@ def test_a_drain_lets_nothing_in(desk: Callable[..., Desk]) -> None:
 def test_a_deadline_is_said_in_both_ways(desk: Callable[..., Desk], reason: int, status: int) -> None:
     one = desk()
     one.hand_over(b"{}")
-    (stop,) = one.send(m.EXPIRED, reason=reason, state=st.STREAMING)
+    (stop,) = one.send(m.EXPIRED, reason=reason)
     assert stop.kind == m.STOP
     assert stop.reason == reason
     assert stop.head.startswith(b"HTTP/1.1 %d " % status)
@@ -474,7 +474,11 @@ def test_with_the_pool_every_backend_is_queued_and_started_behind_its_open(desk:
     raw = json.dumps({"user_id": 3}).encode()
     memory = ctypes.create_string_buffer(raw)
     one.channels.event(
-        m.HANDOFF, generation=1, client_fd=one.client.fileno(), address=ctypes.addressof(memory), length=len(raw)
+        m.HANDOFF,
+        generation=1,
+        client_fd=one.client.fileno(),
+        data_address=ctypes.addressof(memory),
+        data_bytes=len(raw),
     )
     one.reader.read()
     opened, started, first = (one.channels.next_command() for _ in range(3))
@@ -504,7 +508,7 @@ def test_a_full_queue_is_a_503(desk: Callable[..., Desk]) -> None:
     problem = problem_of(one.hand_over(b"{}", slot=3))
     assert (problem["status"], problem["code"]) == (503, "queue_full")
     # One that gives up makes room at once, before its slot is free.
-    one.send(m.EXPIRED, slot=1, reason=st.QUEUE_TIMEOUT, state=st.LLM_QUEUED)
+    one.send(m.EXPIRED, slot=1, reason=st.QUEUE_TIMEOUT)
     assert one.pool.queued_count == 1
     assert one.hand_over(b"{}", slot=4).flags & m.QUEUED
     one.end(slot=2, reason=st.CLIENT_GONE)
@@ -526,9 +530,9 @@ def test_an_adopted_socket_streams_like_any_other(desk: Callable[..., Desk]) -> 
     one.admission.flush()
     (adopt,) = one.channels.commands()
     assert (adopt.kind, adopt.client_fd) == (m.ADOPT, one.client.fileno())
-    opened = one.hand_over(b"", flags=m.ADOPTED, count=adopt.cookie)
+    opened = one.hand_over(b"", flags=m.ADOPTED, cookie=adopt.cookie)
     assert opened.flags == m.QUEUED | m.CHUNKED | m.BODY_LENGTH | m.BODY_PREFIX
-    assert (opened.length, opened.prefix_bytes, opened.payload) == (10, 3, b"abc")
+    assert (opened.content_length, opened.prefix_bytes, opened.payload) == (10, 3, b"abc")
     assert opened.keep_alive_ms == 0
     assert one.admission.active_count == 1
     one.end(reason=st.CLIENT_GONE)
@@ -544,7 +548,7 @@ def test_an_adopted_socket_gets_what_the_plane_makes(desk: Callable[..., Desk]) 
     one.admission.flush()
     (adopt,) = one.channels.commands()
     assert (adopt.kind, adopt.client_fd) == (m.ADOPT, one.client.fileno())
-    opened = one.hand_over(b"", flags=m.ADOPTED, count=adopt.cookie)
+    opened = one.hand_over(b"", flags=m.ADOPTED, cookie=adopt.cookie)
     # The plane opens it at once, where it has a slot: then it says so, and no OPEN is needed.
     for command in (adopt, opened):
         assert (command.source, command.flags, command.head_bytes) == (m.SOURCE_PACED, m.CHUNKED, len(head))
@@ -560,7 +564,7 @@ def test_what_the_plane_has_opened_by_itself_is_known_and_answered_by_nothing(de
     one.admission.adopt(one.client.fileno(), Adoption(entry, b"HTTP/1.1 200 OK\r\n\r\n"))
     one.admission.flush()
     (adopt,) = one.channels.commands()
-    assert one.send(m.HANDOFF, slot=3, flags=m.ADOPTED | m.OPENED, client_fd=-1, count=adopt.cookie) == []
+    assert one.send(m.HANDOFF, slot=3, flags=m.ADOPTED | m.OPENED, client_fd=-1, cookie=adopt.cookie) == []
     assert (one.admission.active_count, one.admission.backend_of(3)) == (1, "mock")
     one.end(slot=3)
     assert (one.counts.started, one.counts.ended) == (["mock"], [("mock", st.COMPLETE)])
@@ -576,7 +580,7 @@ def test_a_socket_that_was_on_the_way_when_all_were_stopped_is_stopped_too(
     one.admission.adopt(one.client.fileno(), Adoption(entry, b"HTTP/1.1 200 OK\r\n\r\n"))
     one.admission.stop_all()
     (adopt,) = one.channels.commands()
-    *_, stop = one.send(m.HANDOFF, flags=flags, client_fd=one.client.fileno(), count=adopt.cookie)
+    *_, stop = one.send(m.HANDOFF, flags=flags, client_fd=one.client.fileno(), cookie=adopt.cookie)
     assert (stop.kind, stop.reason) == (m.STOP, st.SHUTDOWN)
     one.end(reason=st.SHUTDOWN)
     assert one.admission.active_count == 0
@@ -609,7 +613,7 @@ def test_nothing_of_a_request_is_kept_while_the_plane_streams(desk: Callable[...
     one.admission.flush()
     (adopt,) = one.channels.commands()
     assert seen() is not None, "it may still be abandoned"
-    one.hand_over(b"", flags=m.ADOPTED, count=adopt.cookie)
+    one.hand_over(b"", flags=m.ADOPTED, cookie=adopt.cookie)
     assert seen() is None
     assert one.admission.active_count == 1
     one.end(reason=st.COMPLETE)
@@ -625,7 +629,7 @@ def test_uploads_are_counted_and_what_is_abandoned_counts_no_more(desk: Callable
     one.admission.adopt(one.client.fileno(), adoption)
     one.admission.flush()
     cookie = next(command.cookie for command in one.channels.commands() if command.kind == m.ADOPT)
-    opened = one.hand_over(b"", flags=m.ADOPTED, count=cookie)
+    opened = one.hand_over(b"", flags=m.ADOPTED, cookie=cookie)
     assert opened.flags & m.BODY_CHUNKED
     assert opened.flags & m.CONTINUE_100
     one.end(reason=st.CLIENT_GONE)

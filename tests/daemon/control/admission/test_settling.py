@@ -29,13 +29,13 @@ from tests.daemon.control.relay.test_attempts import Accounted
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from daemon.control.channel.events import EventRecord
     from daemon.control.stream.stream import Stream
+    from daemon.plane.event_records import EndedEvent, UsageEvent
 
 HEAD = b"HTTP/1.1 200 OK\r\n\r\n"
 
 
-def never(stream: Stream) -> tuple[EventRecord, EventRecord]:
+def never(stream: Stream) -> tuple[UsageEvent, EndedEvent]:
     raise AssertionError(f"slot {stream.slot} has no stream")
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from daemon.control.channel.command_pipe import CommandWriter
 from daemon.control.channel.commands import pack
-from daemon.plane import messages as m
+from daemon.plane.command_records import BodyReturnCommand, OpenCommand, PingCommand, PushCommand
 from tests.daemon.control.channels import Channels, parse
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ def turn(loop: asyncio.AbstractEventLoop) -> None:
 def test_commands_of_one_callback_leave_together(channels: Channels, loop: asyncio.AbstractEventLoop) -> None:
     writer = CommandWriter(channels.command_fd, loop)
     for slot in range(70):
-        writer.add(pack(kind=m.TABLE, slot=slot))
+        writer.add(pack(BodyReturnCommand(slot, 1)))
     writer.flush()
     writes = channels.writes()
     assert [len(data) for data in writes] == [4096, 4096, 70 * 128 - 8192]
@@ -52,11 +52,12 @@ def test_a_full_pipe_is_waited_for_and_the_order_kept(channels: Channels, loop: 
     writer = CommandWriter(channels.command_fd, loop)
     sent = 0
     while not writer.waiting_count:
-        writer.send(bytes(3000), kind=m.PUSH, slot=sent)
+        writer.add(pack(PushCommand(sent, 1), bytes(3000)))
+        writer.flush()
         sent += 1
     called: list[int] = []
     writer.after_flush(lambda: called.append(sent))
-    writer.send(kind=m.PING, slot=sent)
+    writer.send(BodyReturnCommand(sent, 1))
     turn(loop)
     assert not called
     seen: list[int] = []
@@ -70,7 +71,7 @@ def test_a_full_pipe_is_waited_for_and_the_order_kept(channels: Channels, loop: 
 
 def test_callbacks_come_at_once_when_nothing_waits(channels: Channels, loop: asyncio.AbstractEventLoop) -> None:
     writer = CommandWriter(channels.command_fd, loop)
-    writer.add(pack(kind=m.OPEN))
+    writer.add(pack(OpenCommand(0, 1)))
     written: list[int] = []
     writer.after_flush(lambda: written.append(len(channels.writes())))
     assert written == [1]
@@ -80,7 +81,7 @@ def test_a_plane_that_is_gone_is_no_error_here(loop: asyncio.AbstractEventLoop) 
     read_fd, write_fd = os.pipe2(os.O_NONBLOCK)
     os.close(read_fd)
     writer = CommandWriter(write_fd, loop)
-    writer.send(kind=m.PING)
-    writer.send(kind=m.PING)
+    writer.send(PingCommand(1))
+    writer.send(PingCommand(1))
     assert writer.waiting_count == 0
     os.close(write_fd)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import struct
-
 import pytest
 
 from backends.relay import Origin
@@ -28,11 +26,10 @@ class Book:
         (told,) = parse(command)
         assert told.kind == m.ENDPOINT
         self.told += 1
-        size = struct.unpack_from("<I", told.payload)[0]
-        if size:
+        if told.payload:
             # The plane closes kept connections when it forgets, not when it hears of another address.
-            assert not self.leads_to.get(told.script), "a number leads elsewhere, and was not forgotten"
-        self.leads_to[told.script] = told.payload[16 : 16 + size]
+            assert not self.leads_to.get(told.endpoint), "a number leads elsewhere, and was not forgotten"
+        self.leads_to[told.endpoint] = told.payload
 
     def take(self, name: str, origin: Origin = ORIGIN) -> int:
         number = self.endpoints.take(origin, name.encode())

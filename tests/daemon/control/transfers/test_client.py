@@ -230,8 +230,8 @@ def test_what_was_released_to_an_earlier_attempt_gives_no_credit(plane: Plane, u
     upstream.answer("m", Plan([b"x" * 30_000]))
     plane.releases = False
     seen = plane.begin(1, http1_by_tls(upstream), number=2)
-    plane.channels.event(m.RELEASED, slot=1, generation=8, bytes=9000)
-    plane.channels.event(m.RELEASED, slot=1, generation=7, bytes=9000)
+    plane.channels.event(m.RELEASED, slot=1, generation=8, released_bytes=9000)
+    plane.channels.event(m.RELEASED, slot=1, generation=7, released_bytes=9000)
     plane.until(lambda: len(seen.body) == m.RAW_CREDIT_BYTES, "all credit used")
     plane.go_on(0.2)
     assert len(seen.body) == m.RAW_CREDIT_BYTES

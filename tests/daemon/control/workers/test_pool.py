@@ -147,7 +147,7 @@ def test_the_longest_head_fits_with_the_smallest_block(size: int, end: bytes, bl
         sent = b""
         while (command := house.channels.next_command()).kind != m.FINISH:
             is_range = command.kind == m.PUSH_RANGE
-            sent += ctypes.string_at(command.address, command.length) if is_range else command.payload
+            sent += ctypes.string_at(command.range_address, command.range_bytes) if is_range else command.payload
         house.tell(job, m.STOPPED)
         house.settled(job)
     finally:
@@ -169,15 +169,15 @@ def test_large_pieces_go_by_address_and_stay_alive_until_stopped(house: House) -
     first = house.channels.next_command()
     assert first.flags == m.STANDARD_HEAD | m.PARTIAL
     rest = house.channels.next_command()
-    assert (rest.kind, rest.length) == (m.PUSH_RANGE, 100_002 - len(first.payload))
-    assert ctypes.string_at(rest.address, rest.length).endswith(b"\n\n")
+    assert (rest.kind, rest.range_bytes) == (m.PUSH_RANGE, 100_002 - len(first.payload))
+    assert ctypes.string_at(rest.range_address, rest.range_bytes).endswith(b"\n\n")
     whole = house.channels.next_command()
-    assert (whole.kind, whole.flags, whole.length) == (m.PUSH_RANGE, 0, 100_002)
+    assert (whole.kind, whole.flags, whole.range_bytes) == (m.PUSH_RANGE, 0, 100_002)
     assert house.channels.next_command().kind == m.FINISH
     time.sleep(0.05)
     assert not job.settled
-    assert ctypes.string_at(whole.address + 100_000, 2) == b"\n\n"
-    house.tell(job, m.RELEASED, count=1)
+    assert ctypes.string_at(whole.range_address + 100_000, 2) == b"\n\n"
+    house.tell(job, m.RELEASED, released_ranges=1)
     time.sleep(0.05)
     assert not job.settled
     house.tell(job, m.STOPPED)
@@ -205,7 +205,7 @@ def test_no_more_than_the_credit_is_pushed(house: House) -> None:
         if house.channels.nothing_comes(0.1):
             assert BLOCK_BYTES // 2 < pushed - released <= BLOCK_BYTES - 64
             released = pushed
-            house.tell(job, m.RELEASED, bytes=released)
+            house.tell(job, m.RELEASED, released_bytes=released)
         command = house.channels.next_command()
         if command.kind == m.FINISH:
             break
@@ -222,7 +222,7 @@ def test_no_more_ranges_than_the_plane_takes(house: House) -> None:
     for _ in range(3):
         assert house.channels.next_command().kind == m.PUSH_RANGE
     assert house.channels.nothing_comes(0.05)
-    house.tell(job, m.RELEASED, count=2)
+    house.tell(job, m.RELEASED, released_ranges=2)
     for _ in range(2):
         assert house.channels.next_command().kind == m.PUSH_RANGE
     assert house.channels.nothing_comes(0.05)
@@ -446,7 +446,7 @@ def test_a_generator_that_does_not_let_go_is_logged(house: House, caplog: pytest
 
 def lend(house: House, job: Job, data: bytes, flags: int = 0) -> ctypes.Array[ctypes.c_char]:
     memory = ctypes.create_string_buffer(data, max(len(data), 1))
-    house.tell(job, m.BODY, address=ctypes.addressof(memory), length=len(data), flags=flags)
+    house.tell(job, m.BODY, piece_address=ctypes.addressof(memory), piece_bytes=len(data), flags=flags)
     return memory
 
 
