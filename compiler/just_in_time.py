@@ -1,16 +1,27 @@
-"""Compiled functions outside of the plane, in load generators and tests: compiled when first called, kept on disk."""
+"""Compiled functions of the load generators: compiled when first called, kept on disk."""
 
 from __future__ import annotations
 
+import hashlib
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from compiler.toolchain import NumbaToolchain
+from compiler.untyped import numba
+from config.library import ROOT
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 F = TypeVar("F", bound="Callable[..., Any]")
 
+
+def _sources_digest() -> str:
+    files = [path for folder in ("compiler", "scripts/bench") for path in sorted((ROOT / folder).glob("*.py"))]
+    return hashlib.sha256(b"\0".join(path.read_bytes() for path in files)).hexdigest()[:16]
+
+
+# Numba notices a change in a function's own file, but not in the files of what it calls.
+numba.config.CACHE_DIR = str(ROOT / ".cache" / "just-in-time" / _sources_digest())
 TOOLCHAIN = NumbaToolchain(cached=True)
 types: Any = TOOLCHAIN.types
 

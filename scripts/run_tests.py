@@ -65,7 +65,7 @@ class Part:
 
 
 PARTS = {
-    "fast": Part("tests that share the machine", f"not (serial or cudasim or {PROGRAMS})", budget_s=420),
+    "fast": Part("tests that share the machine", f"not (serial or cudasim or gpu or {PROGRAMS})", budget_s=420),
     "programs": Part(
         "tests with Apache, a browser, proxies, a real upstream, and long ones",
         f"({PROGRAMS}) and not serial",
@@ -99,7 +99,7 @@ PARTS = {
     ),
     "oldest": Part(
         "unit tests and a few of a whole daemon on the oldest Python",
-        f"not (serial or cudasim or {PROGRAMS})",
+        f"not (serial or cudasim or gpu or {PROGRAMS})",
         budget_s=135,
         paths=(*UNIT_TESTS, *SMOKE_TESTS),
         # Comparisons with other people's libraries, which compile for minutes, say nothing about a Python.

@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 from config.compilation import compiled, inlined
+from daemon.plane.linked import stack
 from daemon.plane.memory import copy_bytes
 from daemon.plane.messages import RAW_CREDIT_BYTES
 from daemon.plane.relay_table import (
@@ -23,6 +24,9 @@ from daemon.plane.relay_table import (
 
 # What may still come when reading has stopped: a receive that is in flight, or a worker's credit.
 SMALL_BYTES_MAX = ASSEMBLY_BYTES - max(RAW_CREDIT_BYTES, RECEIVE_BYTES)
+
+_take_small, _give_small = stack("assembly_free", "next", assembly_link_of)
+_take_large, _give_large = stack("large_free", "next", large_link_of)
 
 
 @inlined
@@ -41,9 +45,8 @@ def keep(plane: Any, slot: int, address: int, byte_count: int) -> None:
     if byte_count == 0:
         return
     if relay.large < 0 and relay.assembly < 0:
-        relay.assembly = plane.assembly_free
+        relay.assembly = _take_small(plane)
         assert relay.assembly >= 0, "there is one for every slot"
-        plane.assembly_free = assembly_link_of(plane, relay.assembly).next
     capacity = ASSEMBLY_BYTES if relay.large < 0 else LARGE_ASSEMBLY_BYTES
     assert relay.assembly_bytes + byte_count <= capacity
     copy_bytes(assembly_address(plane, relay) + relay.assembly_bytes, address, byte_count)
@@ -69,22 +72,20 @@ def promote(plane: Any, slot: int) -> bool:
     relay = relay_of(plane, slot)
     if relay.large >= 0:
         return True
-    large = int(plane.large_free)
+    large = _take_large(plane)
     if large < 0:
         return False
     source = assembly_address(plane, relay)
-    plane.large_free = large_link_of(plane, large).next
     relay.large = large
     copy_bytes(assembly_address(plane, relay), source, relay.assembly_bytes)
-    _give_small(plane, relay)
+    _leave_small(plane, relay)
     return True
 
 
 @inlined
-def _give_small(plane: Any, relay: Any) -> None:
+def _leave_small(plane: Any, relay: Any) -> None:
     if relay.assembly >= 0:
-        assembly_link_of(plane, relay.assembly).next = plane.assembly_free
-        plane.assembly_free = relay.assembly
+        _give_small(plane, relay.assembly)
         relay.assembly = -1
 
 
@@ -92,9 +93,8 @@ def _give_small(plane: Any, relay: Any) -> None:
 def give_assembly(plane: Any, slot: int) -> None:
     """Give back whatever buffer the stream holds; what is in it is gone."""
     relay = relay_of(plane, slot)
-    _give_small(plane, relay)
+    _leave_small(plane, relay)
     if relay.large >= 0:
-        large_link_of(plane, relay.large).next = plane.large_free
-        plane.large_free = relay.large
+        _give_large(plane, relay.large)
         relay.large = -1
     relay.assembly_bytes = 0

@@ -110,7 +110,8 @@ def attempt(plane: Any, slot: int, address: int) -> None:
     give_assembly(plane, slot)
     _restart(relay)
     stream.paused = 0
-    stream.state = st.LLM_PENDING
+    if stream.state != st.LLM_PENDING:
+        st.change_state(stream, st.LLM_PENDING)
     if relay.flags & m.BY_WORKER:
         relay.phase = BY_WORKER
         stream.phase_deadline_ns = 0

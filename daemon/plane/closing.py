@@ -54,12 +54,11 @@ SUBMISSIONS_MAX = 8  # the most that one call of `service_closing` submits
 
 @compiled
 def begin_closing(plane: Any, slot: int, reason: int) -> None:
-    """No more output. Any state but free and parsing may close; the first reason stays."""
+    """No more output; the first reason stays."""
     stream = stream_of(plane, slot)
     if stream.state == st.CLOSING:
         return
-    assert stream.state != st.FREE
-    stream.state = st.CLOSING
+    st.change_state(stream, st.CLOSING)
     stream.reason = reason
     stream.phase_deadline_ns = stream.stream_deadline_ns = stream.write_deadline_ns = stream.keep_alive_at_ns = 0
     timer_remove(plane, slot)

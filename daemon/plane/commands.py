@@ -17,7 +17,7 @@ from daemon.plane.closing import begin_closing
 from daemon.plane.command_records import COMMAND_HEADER, COMMAND_LAYOUTS
 from daemon.plane.counters import COMMANDS, COMMANDS_STALE, HISTOGRAM_HANDOFF, HISTOGRAM_QUEUE_WAIT, MESSAGES_SENT
 from daemon.plane.events import GLOBAL_PONG, GLOBAL_TABLE_READY
-from daemon.plane.handoff import add_stray, take_adopted
+from daemon.plane.handoff import add_stray, append_adopted, take_adopted
 from daemon.plane.lists import body_buffer_take, handoff_buffer_give, ready_push
 from daemon.plane.memory import copy_bytes
 from daemon.plane.output import (
@@ -39,7 +39,6 @@ from daemon.plane.table import (
     CONTINUE_BYTES,
     CONTINUE_OFFSET,
     WAITING_MAX,
-    adopted_of,
     count,
     observe,
     stream_of,
@@ -132,7 +131,7 @@ def _open(plane: Any, slot: int, address: int) -> None:
     assert fits, "an OPEN fits in an empty block"
     disown(stream, 0)
     if command.source == m.SOURCE_NONE:
-        stream.state = st.STREAMING
+        st.change_state(stream, st.STREAMING)
         stream.flags |= m.FLAG_SOURCE_DONE | m.FLAG_LINGER
         stream.reason = command.reason or st.REFUSED
     else:
@@ -152,7 +151,7 @@ def _open_source(plane: Any, slot: int, address: int) -> None:
     if command.stream_timeout_ms > 0:
         stream.stream_deadline_ns = now + int(command.stream_timeout_ms) * MILLISECOND_NS
     if command.source == m.SOURCE_PACED:
-        stream.state = st.STREAMING
+        st.change_state(stream, st.STREAMING)
         stream.script = command.script
         stream.message_total = command.message_count
         stream.interval_ps = command.interval_ps
@@ -164,7 +163,7 @@ def _open_source(plane: Any, slot: int, address: int) -> None:
             count(plane, MESSAGES_SENT, 1)
             stream.pace_start_ns += (int(command.interval_ps) + 999) // 1000
         return
-    stream.state = st.LLM_QUEUED
+    st.change_state(stream, st.LLM_QUEUED)
     stream.interval_ps = 1
     stream.queued_ns = now
     if command.queue_timeout_ms > 0:
@@ -200,7 +199,7 @@ def _start(plane: Any, slot: int, address: int) -> None:
     if stream.state != st.LLM_QUEUED:
         count(plane, COMMANDS_STALE, 1)
         return
-    stream.state = st.LLM_PENDING
+    st.change_state(stream, st.LLM_PENDING)
     stream.channel = command.channel
     observe(plane, HISTOGRAM_QUEUE_WAIT, plane.now_ns - stream.queued_ns)
     if not stream.flags & m.FLAG_EXPIRED:
@@ -214,8 +213,7 @@ def _source_spoke(plane: Any, stream: Any, flags: int) -> None:
 
     Until the client has taken it the source may be waiting for room, and is not called silent.
     """
-    if stream.state != st.STREAMING:
-        stream.state = st.STREAMING
+    st.begin_streaming(stream)
     stream.flags &= ~m.FLAG_PARTIAL
     if flags & m.PARTIAL:
         stream.flags |= m.FLAG_PARTIAL
@@ -290,8 +288,7 @@ def _finish(plane: Any, slot: int, address: int) -> None:
         return
     if stream.source == m.SOURCE_UPSTREAM:
         stop_relay(plane, slot)
-    if stream.state != st.STREAMING:
-        stream.state = st.STREAMING
+    st.begin_streaming(stream)
     stream.reason = command.reason
     stream.flags |= m.FLAG_SOURCE_DONE
     if flags & m.COMPLETE:
@@ -321,8 +318,7 @@ def _stop(plane: Any, slot: int, address: int) -> None:
         stream.flags |= m.FLAG_HEAD_SENT | m.FLAG_LINGER
     elif room_for(plane, stream, rest_bytes) and not stream.flags & m.FLAG_PARTIAL:
         append_body(plane, stream, head + head_bytes, rest_bytes)
-    if stream.state != st.STREAMING:
-        stream.state = st.STREAMING
+    st.begin_streaming(stream)
     stream.reason = command.reason
     stream.flags |= m.FLAG_SOURCE_DONE
     stream.phase_deadline_ns = stream.hold_ns = 0
@@ -347,10 +343,9 @@ def _adopt(plane: Any, address: int) -> None:
             _open(plane, slot, address)
             return
     assert plane.adopted_count < WAITING_MAX
-    entry = adopted_of(plane, plane.adopted_first + plane.adopted_count)
+    entry = append_adopted(plane)
     entry.fd = command.client_fd
     entry.cookie = command.cookie
-    plane.adopted_count += 1
 
 
 @inlined

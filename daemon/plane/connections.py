@@ -10,9 +10,11 @@ from __future__ import annotations
 from typing import Any
 
 from config.compilation import compiled, inlined
+from daemon.plane import connection_state as cs
 from daemon.plane import state as st
 from daemon.plane.counters import CONNECTIONS_IDLE, CONNECTIONS_OPENED, CONNECTIONS_REUSED, DESCRIPTORS_CLOSED
 from daemon.plane.entries import BUFFER_SELECT, POLL_FIRST, POLLOUT, SOCK_CLOEXEC, SOCK_STREAM
+from daemon.plane.linked import chain, fifo, generations
 from daemon.plane.lists import ready_push
 from daemon.plane.memory import full_fence
 from daemon.plane.relay_table import (
@@ -46,14 +48,6 @@ from daemon.plane.tag import (
     pack,
 )
 
-# `state`
-FREE = 0
-OPENING = 1  # gets its descriptor
-CONNECTING = 2
-BUSY = 3  # the request is being sent, or its answer read
-DRAINING = 4  # the stream has what it needs; what is left of the answer is read so that the connection can be kept
-IDLE = 5
-CLOSING = 6
 # `flags`
 REUSED = 1  # it has served another request before
 KEEPABLE = 2  # the answer's head says that the connection stays
@@ -73,31 +67,27 @@ DRAINING_NS_MAX = 2_000_000_000
 DRAINING_BYTES_MAX = 64 * 1024
 
 
+_push_ready, _pop_ready = fifo("connection_ready_head", "connection_ready_tail", "ready_next", connection_of)
+_take, _give = generations("connection_free", "connections_touched", "connection_count", "next", connection_of)
+_add_idle, _remove_idle = chain("idle_first", "idle_last", "next", "previous", connection_of)
+_add_draining, _remove_draining = chain("draining_first", "draining_last", "next", "previous", connection_of)
+
+
 @inlined
 def connection_ready(plane: Any, number: int) -> None:
     """Have the connection serviced this turn, or in the next one if submissions run out."""
     connection = connection_of(plane, number)
-    if connection.is_ready:
-        return
-    connection.is_ready = 1
-    connection.ready_next = -1
-    if plane.connection_ready_tail >= 0:
-        connection_of(plane, plane.connection_ready_tail).ready_next = number
-    else:
-        plane.connection_ready_head = number
-    plane.connection_ready_tail = number
+    if not connection.is_ready:
+        connection.is_ready = 1
+        _push_ready(plane, plane, number)
 
 
 @inlined
 def connection_pop(plane: Any) -> int:
     """The connection that has waited longest for service, or -1."""
-    number = int(plane.connection_ready_head)
+    number = _pop_ready(plane, plane)
     if number >= 0:
-        connection = connection_of(plane, number)
-        plane.connection_ready_head = connection.ready_next
-        if connection.ready_next < 0:
-            plane.connection_ready_tail = -1
-        connection.is_ready = 0
+        connection_of(plane, number).is_ready = 0
     return number
 
 
@@ -107,19 +97,12 @@ def connection_pop(plane: Any) -> int:
 @compiled
 def open_connection(plane: Any, slot: int, endpoint: int) -> int:
     """A fresh connection for a slot, or -1 when the table is full."""
-    number = int(plane.connection_free)
-    if number >= 0:
-        plane.connection_free = connection_of(plane, number).next
-    elif plane.connections_touched < plane.connection_count:
-        number = int(plane.connections_touched)
-        plane.connections_touched += 1
-        connection_of(plane, number).generation = 1
-    else:
+    number = _take(plane)
+    if number < 0:
         return -1
     connection = connection_of(plane, number)
-    assert connection.state == FREE
     assert connection.in_flight == 0
-    connection.state = OPENING
+    cs.change_state(connection, cs.OPENING)
     connection.fd = connection.next = connection.previous = -1
     connection.endpoint = endpoint
     connection.flags = connection.cancelled = connection.is_ready = 0
@@ -153,7 +136,7 @@ def reuse_connection(plane: Any, slot: int, endpoint: int) -> int:
         return -1
     _leave_idle(plane, number)
     connection = connection_of(plane, number)
-    connection.state = BUSY
+    cs.change_state(connection, cs.BUSY)
     connection.flags = REUSED
     count(plane, CONNECTIONS_REUSED, 1)
     _attach(plane, number, slot)
@@ -164,7 +147,7 @@ def reuse_connection(plane: Any, slot: int, endpoint: int) -> int:
 def release_connection(plane: Any, number: int, is_body_over: bool) -> None:
     """Its stream has all it needs: keep the connection if the answer is over, read on to its end, or close."""
     connection = connection_of(plane, number)
-    assert connection.state == BUSY
+    assert connection.state == cs.BUSY
     whole = connection.request_sent == connection.request_bytes and not connection.in_flight & SEND_BIT
     # Something behind the answer would be taken for the next one.
     if not whole or not connection.flags & KEEPABLE or connection.flags & (UNTIL_CLOSE | SEND_FAILED | MORE_TO_READ):
@@ -176,15 +159,9 @@ def release_connection(plane: Any, number: int, is_body_over: bool) -> None:
     if is_body_over:
         enter_idle(plane, number)
         return
-    connection.state = DRAINING
+    cs.change_state(connection, cs.DRAINING)
     connection.since_ns = plane.now_ns
-    connection.next = -1
-    connection.previous = plane.draining_last
-    if plane.draining_last >= 0:
-        connection_of(plane, plane.draining_last).next = number
-    else:
-        plane.draining_first = number
-    plane.draining_last = number
+    _add_draining(plane, plane, number)
     plane.idle_check_ns = min(plane.idle_check_ns, plane.now_ns + DRAINING_NS_MAX)
     connection_ready(plane, number)
 
@@ -212,19 +189,24 @@ def _detach(plane: Any, number: int) -> None:
 def abandon_connection(plane: Any, number: int) -> None:
     """Close it as soon as nothing is in flight. Its slot may have another one meanwhile, but does not end before."""
     connection = connection_of(plane, number)
-    if connection.state == CLOSING:
+    if connection.state == cs.CLOSING:
         return
-    assert connection.state != FREE
-    if connection.state == IDLE:
+    if connection.state == cs.IDLE:
         _leave_idle(plane, number)
-    elif connection.state == DRAINING:
-        _leave_draining(plane, number)
+    elif connection.state == cs.DRAINING:
+        _remove_draining(plane, plane, number)
     elif connection.slot >= 0:
         relay = relay_of(plane, connection.slot)
         assert relay.connection == number
         relay.connection = -1
         relay.closing_count += 1
-    connection.state = CLOSING
+    _begin_closing(plane, number)
+
+
+@inlined
+def _begin_closing(plane: Any, number: int) -> None:
+    """The connection is on no list."""
+    cs.change_state(connection_of(plane, number), cs.CLOSING)
     connection_ready(plane, number)
 
 
@@ -236,20 +218,13 @@ def enter_idle(plane: Any, number: int) -> None:
     """Keep the connection for the next request to its endpoint, or close it where enough are kept."""
     connection = connection_of(plane, number)
     endpoint = endpoint_of(plane, connection.endpoint)
+    assert connection.slot < 0
     if endpoint.idle_count >= endpoint.idle_max or endpoint.address_bytes == 0:
-        connection.state = BUSY  # so that it is on no list
-        connection.slot = -1
-        abandon_connection(plane, number)
+        _begin_closing(plane, number)
         return
-    connection.state = IDLE
+    cs.change_state(connection, cs.IDLE)
     connection.since_ns = plane.now_ns
-    connection.previous = -1
-    connection.next = endpoint.idle_first
-    if endpoint.idle_first >= 0:
-        connection_of(plane, endpoint.idle_first).previous = number
-    else:
-        endpoint.idle_last = number
-    endpoint.idle_first = number
+    _add_idle(plane, endpoint, number)
     endpoint.idle_count += 1
     count(plane, CONNECTIONS_IDLE, 1)
     plane.idle_check_ns = min(plane.idle_check_ns, plane.now_ns + endpoint.idle_timeout_ns)
@@ -258,37 +233,16 @@ def enter_idle(plane: Any, number: int) -> None:
 
 @inlined
 def _leave_idle(plane: Any, number: int) -> None:
-    connection = connection_of(plane, number)
-    endpoint = endpoint_of(plane, connection.endpoint)
-    if connection.previous >= 0:
-        connection_of(plane, connection.previous).next = connection.next
-    else:
-        endpoint.idle_first = connection.next
-    if connection.next >= 0:
-        connection_of(plane, connection.next).previous = connection.previous
-    else:
-        endpoint.idle_last = connection.previous
+    endpoint = endpoint_of(plane, connection_of(plane, number).endpoint)
+    _remove_idle(plane, endpoint, number)
     endpoint.idle_count -= 1
     count(plane, CONNECTIONS_IDLE, -1)
 
 
 @compiled
-def _leave_draining(plane: Any, number: int) -> None:
-    connection = connection_of(plane, number)
-    if connection.previous >= 0:
-        connection_of(plane, connection.previous).next = connection.next
-    else:
-        plane.draining_first = connection.next
-    if connection.next >= 0:
-        connection_of(plane, connection.next).previous = connection.previous
-    else:
-        plane.draining_last = connection.previous
-
-
-@compiled
 def finish_draining(plane: Any, number: int) -> None:
     """The rest of the answer has been read: the connection can serve another request."""
-    _leave_draining(plane, number)
+    _remove_draining(plane, plane, number)
     enter_idle(plane, number)
 
 
@@ -318,8 +272,8 @@ def forget_endpoint(plane: Any, number: int) -> None:
 @compiled
 def forget_all(plane: Any) -> None:
     """The plane stops: close every connection that serves nobody."""
-    while plane.draining_first >= 0:
-        abandon_connection(plane, plane.draining_first)
+    while plane.draining_last >= 0:
+        abandon_connection(plane, plane.draining_last)
     for number in range(int(plane.endpoints_used)):
         if endpoint_of(plane, number).address_bytes > 0:
             forget_endpoint(plane, number)
@@ -332,12 +286,12 @@ def check_idle(plane: Any) -> None:
     if now < plane.idle_check_ns:
         return
     next_ns = FOREVER_NS
-    while plane.draining_first >= 0:
-        until_ns = connection_of(plane, plane.draining_first).since_ns + DRAINING_NS_MAX
+    while plane.draining_last >= 0:
+        until_ns = connection_of(plane, plane.draining_last).since_ns + DRAINING_NS_MAX
         if until_ns > now:
             next_ns = min(next_ns, int(until_ns))
             break
-        abandon_connection(plane, plane.draining_first)
+        abandon_connection(plane, plane.draining_last)
     for number in range(min(int(plane.endpoints_used), ENDPOINT_COUNT_MAX)):
         endpoint = endpoint_of(plane, number)
         while endpoint.idle_last >= 0:
@@ -379,21 +333,21 @@ def service_connection(plane: Any, number: int) -> None:
     """Submit whatever this connection needs next."""
     connection = connection_of(plane, number)
     state, generation = int(connection.state), int(connection.generation)
-    if state == CLOSING:
+    if state == cs.CLOSING:
         _service_closing(plane, number)
-    elif state == OPENING:
+    elif state == cs.OPENING:
         if not connection.in_flight & SOCKET_BIT:
             family = endpoint_of(plane, connection.endpoint).family
             prepare_socket(plane, family, SOCK_STREAM | SOCK_CLOEXEC, pack(CONNECTION_SOCKET, number, generation))
             connection.in_flight |= SOCKET_BIT
-    elif state == CONNECTING:
+    elif state == cs.CONNECTING:
         if not connection.in_flight & CONNECT_BIT:
             address = plane.endpoints + connection.endpoint * ENDPOINT_BYTES + ENDPOINT_ADDRESS_OFFSET
             length = endpoint_of(plane, connection.endpoint).address_bytes
             prepare_connect(plane, connection.fd, address, length, pack(CONNECTION_CONNECT, number, generation))
             connection.in_flight |= CONNECT_BIT
-    elif state != FREE:
-        if state == BUSY and connection.request_sent < connection.request_bytes:
+    elif state != cs.FREE:
+        if state == cs.BUSY and connection.request_sent < connection.request_bytes:
             _send_request(plane, number)
         if not connection.in_flight & RECEIVE_BIT and not connection.flags & HELD_READING:
             _receive(plane, number)
@@ -486,8 +440,6 @@ def _free(plane: Any, number: int) -> None:
         if relay.left_ns != 0 and relay.cancel_ns == 0:
             relay.cancel_ns = max(plane.now_ns - relay.left_ns, 1)
     _detach(plane, number)
-    connection.state = FREE
-    connection.generation = (connection.generation + 1) & 0x7FFFFFFF
-    connection.next = plane.connection_free
-    plane.connection_free = number
+    cs.change_state(connection, cs.FREE)
+    _give(plane, number)
     plane.connections_open -= 1

@@ -18,11 +18,12 @@ from daemon.plane.assembly import assembly_address
 from daemon.plane.counters import BYTES_HANDED_OVER, EVENTS, EVENTS_BLOCKED
 from daemon.plane.entries import EAGAIN, EINTR, POLLOUT
 from daemon.plane.event_records import EVENT_HEADER, EVENT_LAYOUTS
+from daemon.plane.linked import fifo
 from daemon.plane.lists import slot_give
 from daemon.plane.memory import copy_bytes
 from daemon.plane.records import record_accessor, value_at
 from daemon.plane.relay_table import relay_of
-from daemon.plane.state import CLOSING, FREE
+from daemon.plane.state import CLOSING, FREE, change_state
 from daemon.plane.submissions import prepare_poll, prepare_write, room
 from daemon.plane.table import EVENTS_PER_BATCH, FOREVER_NS, channel_of, count, stream_of
 from daemon.plane.tag import POLL_EVENTS, WRITE_EVENTS, pack
@@ -63,6 +64,10 @@ _failed_at = record_accessor(EVENT_LAYOUTS[m.FAILED].dtype)
 _usage_at = record_accessor(EVENT_LAYOUTS[m.USAGE].dtype)
 _MODEL_OFFSET: int = EVENT_LAYOUTS[m.ANSWERED].dtype.fields["model"][1]
 
+# The slots that owe a channel events. A slot can owe the control plane and its worker something at once.
+_owe_control, _next_of_control = fifo("head", "tail", "control_next", stream_of)
+_owe_worker, _next_of_worker = fifo("head", "tail", "worker_next", stream_of)
+
 
 @compiled
 def raise_control(plane: Any, slot: int, bits: int) -> None:
@@ -71,13 +76,7 @@ def raise_control(plane: Any, slot: int, bits: int) -> None:
     delay_ns = EVENT_DELAY_NS if bits & ~_PATIENT == 0 else 0
     plane.tell_ns = min(plane.tell_ns, plane.now_ns + delay_ns)
     if stream.control_events == 0:
-        stream.control_next = -1
-        channel = channel_of(plane, 0)
-        if channel.tail >= 0:
-            stream_of(plane, channel.tail).control_next = slot
-        else:
-            channel.head = slot
-        channel.tail = slot
+        _owe_control(plane, channel_of(plane, 0), slot)
     stream.control_events |= bits
 
 
@@ -88,13 +87,7 @@ def raise_worker(plane: Any, slot: int, bits: int) -> None:
     if stream.channel <= 0:
         return
     if stream.worker_events == 0:
-        stream.worker_next = -1
-        channel = channel_of(plane, stream.channel)
-        if channel.tail >= 0:
-            stream_of(plane, channel.tail).worker_next = slot
-        else:
-            channel.head = slot
-        channel.tail = slot
+        _owe_worker(plane, channel_of(plane, stream.channel), slot)
     stream.worker_events |= bits
 
 
@@ -265,7 +258,7 @@ def free_if_told(plane: Any, slot: int) -> None:
     ):
         assert stream.in_flight == 0
         count(plane, BYTES_HANDED_OVER, stream.inline_done)
-        stream.state = FREE
+        change_state(stream, FREE)
         slot_give(plane, slot)
 
 
@@ -282,12 +275,12 @@ def _fill_batch(plane: Any, number: int) -> int:
     channel = channel_of(plane, number)
     index = _write_global(plane, 0) if number == 0 else 0
     while channel.head >= 0 and index + EVENTS_PER_SLOT_MAX <= EVENTS_PER_BATCH:
-        slot = int(channel.head)
-        stream = stream_of(plane, slot)
-        channel.head = stream.control_next if number == 0 else stream.worker_next
-        if channel.head < 0:
-            channel.tail = -1
-        index = _write_control(plane, slot, index) if number == 0 else _write_worker(plane, slot, number, index)
+        if number == 0:
+            slot = _next_of_control(plane, channel)
+            index = _write_control(plane, slot, index)
+        else:
+            slot = _next_of_worker(plane, channel)
+            index = _write_worker(plane, slot, number, index)
         free_if_told(plane, slot)
     if number == 0 and channel.head < 0:
         plane.tell_ns = FOREVER_NS

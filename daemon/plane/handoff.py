@@ -33,10 +33,13 @@ from daemon.plane.events import (
     GLOBAL_ACCEPT_RESUMED,
     raise_control,
 )
+from daemon.plane.linked import queue
 from daemon.plane.lists import handoff_buffer_give, handoff_buffer_take, ready_push, slot_take
+from daemon.plane.memory import clear_bytes
 from daemon.plane.submissions import prepare_accept, prepare_poll, prepare_receive, prepare_receive_message, room
 from daemon.plane.table import (
     ANCILLARY_BYTES,
+    STREAM_BYTES,
     WAITING_MAX,
     adopted_of,
     ancillary_descriptor_of,
@@ -54,39 +57,30 @@ from daemon.plane.timers import TICK_NS, timer_set
 ACCEPT_RETRY_NS = 100_000_000
 SCM_RIGHTS = 1
 SOL_SOCKET = 1
+_KEPT_BYTES = 4  # of a stream's record when its slot is used again: `generation`, which stands first
+
+_append_parked, _drop_parked = queue("parked_first", "parked_count", parked_of)
+append_adopted, _drop_adopted = queue("adopted_first", "adopted_count", adopted_of)
+_append_stray, drop_stray = queue("stray_first", "stray_count", stray_of)
 
 
 @inlined
 def add_stray(plane: Any, fd: int) -> None:
     """Close a descriptor that belongs to no slot, when a submission is free."""
     assert plane.stray_count <= plane.stray_mask
-    stray_of(plane, plane.stray_first + plane.stray_count).fd = fd
-    plane.stray_count += 1
+    _append_stray(plane).fd = fd
 
 
 @compiled
 def open_slot(plane: Any, slot: int, state: int) -> None:
-    """Give a slot taken from the free list its first values."""
+    """Give a slot taken from the free list its first values. It is on no list, so its links may be cleared too."""
     stream = stream_of(plane, slot)
     assert stream.state == st.FREE
     assert stream.in_flight == 0
-    stream.state = state
-    stream.flags = 0
+    assert not stream.is_ready
+    clear_bytes(plane.streams + slot * STREAM_BYTES + _KEPT_BYTES, STREAM_BYTES - _KEPT_BYTES)
+    st.change_state(stream, state)
     stream.client_fd = stream.peer_fd = stream.block = stream.handoff_buffer = stream.body_buffer = -1
-    stream.sending_bytes = stream.inline_head = stream.inline_tail = 0
-    stream.is_ready = stream.timer_ns = 0
-    stream.message_index = stream.message_total = stream.message_count = 0
-    stream.last_sent_ns = stream.sent_bytes = stream.first_byte_ns = stream.queued_ns = 0
-    stream.paused = stream.source = stream.ranges_first = stream.ranges_count = stream.ranges_done = 0
-    stream.text_bytes = stream.closing_bytes = stream.channel = 0
-    stream.phase_deadline_ns = stream.stream_deadline_ns = stream.write_deadline_ns = stream.keep_alive_at_ns = 0
-    stream.keep_alive_ns = stream.write_timeout_ns = stream.silence_ns = stream.linger_ns = 0
-    stream.first_byte_timeout_ns = stream.inline_done = stream.inline_reported = 0
-    stream.reason = stream.expired = stream.cancelled = 0
-    stream.control_events = stream.worker_events = 0
-    stream.handoff_bytes = stream.handoff_flags = stream.must_poll = stream.must_copy = stream.zero_copy_result = 0
-    stream.body_state = stream.body_bytes = stream.body_flags = stream.body_raw_bytes = stream.body_line_bytes = 0
-    stream.body_remaining = stream.discarded_bytes = stream.cookie = stream.hold_ns = 0
     stream.accepted_ns = plane.now_ns
 
 
@@ -122,8 +116,7 @@ def handle_accept(plane: Any, result: int, flags: int) -> None:
         count(plane, ACCEPTED, 1)
         if plane.parked_count > 0 or not take_peer(plane, result):
             if plane.parked_count < WAITING_MAX - 64:
-                parked_of(plane, plane.parked_first + plane.parked_count).fd = result
-                plane.parked_count += 1
+                _append_parked(plane).fd = result
                 count(plane, ACCEPTED_PARKED, 1)
             else:
                 count(plane, ACCEPTED_REFUSED, 1)
@@ -153,14 +146,12 @@ def take_adopted(plane: Any, fd: int, cookie: int, flags: int) -> int:
 def unpark(plane: Any) -> None:
     """Give waiting peers and adopted sockets the slots that have become free."""
     while plane.parked_count > 0 and take_peer(plane, parked_of(plane, plane.parked_first).fd):
-        plane.parked_first = (plane.parked_first + 1) & (WAITING_MAX - 1)
-        plane.parked_count -= 1
+        _drop_parked(plane)
     while plane.adopted_count > 0:
         entry = adopted_of(plane, plane.adopted_first)
         if take_adopted(plane, entry.fd, entry.cookie, m.ADOPTED) < 0:
             return
-        plane.adopted_first = (plane.adopted_first + 1) & (WAITING_MAX - 1)
-        plane.adopted_count -= 1
+        _drop_adopted(plane)
 
 
 @compiled
@@ -215,7 +206,8 @@ def service_receiving(plane: Any, slot: int) -> None:
         plane, stream.peer_fd, plane.headers + buffer * 56, pack(RECEIVE_HANDOFF, slot, stream.generation)
     )
     stream.in_flight |= 1 << RECEIVE_HANDOFF
-    stream.state = st.RECEIVING_FD
+    if stream.state == st.ACCEPTING:
+        st.change_state(stream, st.RECEIVING_FD)
 
 
 @inlined
@@ -313,6 +305,6 @@ def handle_receive_more(plane: Any, slot: int, result: int) -> None:
 def _hand_up(plane: Any, slot: int) -> None:
     """Everything is there: the control plane looks at it. No deadline: the process' own watchdog guards this state."""
     stream = stream_of(plane, slot)
-    stream.state = st.PARSING
+    st.change_state(stream, st.PARSING)
     stream.phase_deadline_ns = 0
     raise_control(plane, slot, CONTROL_HANDOFF)

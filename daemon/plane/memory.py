@@ -1,4 +1,4 @@
-"""The few things compiled code does with raw memory: copy bytes, and read or write words the kernel shares.
+"""The few things compiled code does with raw memory: copy and clear bytes, and access words the kernel shares.
 
 Every helper has a Python body, which is its specification and what runs when the plane is interpreted, and a
 compiled twin. Addresses are plain integers. Data-plane thread, or tests.
@@ -12,6 +12,7 @@ from typing import Any
 from config.compilation import foreign, intrinsic, ir, overload, types
 
 _memmove = foreign("memmove", types.intp, types.intp, types.intp, types.intp)
+_memset = foreign("memset", types.intp, types.intp, types.intc, types.intp)
 
 
 def copy_bytes(destination: int, source: int, count: int) -> None:
@@ -25,6 +26,19 @@ def _copy_bytes(destination: Any, source: Any, count: Any) -> Any:
         _memmove(destination, source, count)
 
     return copy
+
+
+def clear_bytes(destination: int, count: int) -> None:
+    """Set `count` bytes to zero."""
+    ctypes.memset(int(destination), 0, int(count))
+
+
+@overload(clear_bytes, inline="always")
+def _clear_bytes(destination: Any, count: Any) -> Any:
+    def clear(destination: Any, count: Any) -> Any:
+        _memset(destination, 0, count)
+
+    return clear
 
 
 def load_acquire(address: int) -> int:

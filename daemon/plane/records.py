@@ -7,11 +7,16 @@ from __future__ import annotations
 
 import ctypes
 import mmap
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import numpy as np
 
 from config.compilation import from_dtype, inlined, intrinsic, overload, types
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+F = TypeVar("F", bound="Callable[..., Any]")
 
 
 def record(fields: str, size: int) -> Any:
@@ -73,12 +78,50 @@ def record_accessor(dtype: Any) -> Any:
     return at
 
 
+def array_accessor(dtype: Any, array: str, count: int | str) -> Callable[[Any, int], Any]:
+    """A function from the plane and an index to that record of one of its arrays.
+
+    `array` names the plane's field with the array's address. `count` is how many records it has, or names the field.
+    """
+    at, record_bytes, limit = record_accessor(dtype), dtype.itemsize, cast("Any", count)
+
+    def of_counted(plane: Any, index: int) -> Any:
+        assert 0 <= index < plane[limit]
+        return at(plane[array] + index * record_bytes)
+
+    def of_fixed(plane: Any, index: int) -> Any:
+        assert 0 <= index < limit
+        return at(plane[array] + index * record_bytes)
+
+    accessor: Callable[[Any, int], Any] = of_counted if isinstance(count, str) else of_fixed
+    return inlined_as(f"record_of_{array}", accessor)
+
+
+def circle_accessor(dtype: Any, array: str, mask: int | str) -> Callable[[Any, int], Any]:
+    """As `array_accessor`, of an array used in a circle: it has `mask` + 1 records, a power of two."""
+    at, record_bytes, limit = record_accessor(dtype), dtype.itemsize, cast("Any", mask)
+
+    def of_masked(plane: Any, index: int) -> Any:
+        return at(plane[array] + (index & plane[limit]) * record_bytes)
+
+    def of_fixed(plane: Any, index: int) -> Any:
+        return at(plane[array] + (index & limit) * record_bytes)
+
+    accessor: Callable[[Any, int], Any] = of_masked if isinstance(mask, str) else of_fixed
+    return inlined_as(f"record_of_{array}", accessor)
+
+
+def inlined_as(name: str, function: F) -> F:
+    """Mark a function that a factory has made. Its name tells it from others that come from the same lines."""
+    function.__name__ = function.__qualname__ = name
+    return inlined(function)
+
+
 BYTE = record("value:u1", 1)
 _byte_at = record_accessor(BYTE)
 
 LINK = record("next:i4", 4)
 VALUE = record("value:i8", 8)
-link_at = record_accessor(LINK)
 value_at = record_accessor(VALUE)
 
 

@@ -143,8 +143,7 @@ def _begin_output(plane: Any, slot: int) -> bool:
             return False
         append_raw(plane, stream, address, byte_count)
         stream.flags |= m.FLAG_HEAD_SENT
-    if stream.state != st.STREAMING:
-        stream.state = st.STREAMING
+    st.begin_streaming(stream)
     return True
 
 
@@ -420,6 +419,5 @@ def client_left(plane: Any, slot: int) -> None:
     stream.flags |= m.FLAG_HALF_CLOSED
     stream.keep_alive_ns = stream.write_timeout_ns = stream.write_deadline_ns = 0
     stream.phase_deadline_ns = plane.now_ns + relay.drain_timeout_ns
-    if stream.state != st.STREAMING:
-        stream.state = st.STREAMING
+    st.begin_streaming(stream)
     ready_push(plane, slot)

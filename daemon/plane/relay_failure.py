@@ -63,7 +63,7 @@ def fail(plane: Any, slot: int, kind: int, status: int, error: int) -> None:
         stream.phase_deadline_ns = plane.now_ns + FAILURE_GRACE_NS
         stream.stream_deadline_ns = 0  # as after EXPIRED: the grace is what counts
     else:
-        stream.state = st.LLM_QUEUED
+        st.change_state(stream, st.LLM_QUEUED)
         stream.phase_deadline_ns = plane.now_ns + relay.queue_timeout_ns if relay.queue_timeout_ns else 0
 
 

@@ -11,7 +11,16 @@ from typing import Any
 import numpy as np
 
 from config.compilation import inlined
-from daemon.plane.records import free_list, lazy_bytes, lazy_records, link_at, record, record_accessor, value_at
+from daemon.plane.records import (
+    LINK,
+    array_accessor,
+    circle_accessor,
+    free_list,
+    lazy_bytes,
+    lazy_records,
+    record,
+    value_at,
+)
 
 ENDPOINT_COUNT_MAX = 256
 CONNECTION_RESERVE = 1024  # connections beyond one per slot: idle, draining or closing
@@ -57,48 +66,13 @@ ENDPOINT = record(
 ENDPOINT_ADDRESS_OFFSET = 32  # where its sockaddr begins
 ENDPOINT_ADDRESS_BYTES = 112
 PROVIDED = record("address:u8 length:u4 number:u2 tail:u2", 16)  # struct io_uring_buf; `tail` is the first entry's
-RELAY_BYTES = RELAY.itemsize
-CONNECTION_BYTES = CONNECTION.itemsize
 ENDPOINT_BYTES = ENDPOINT.itemsize
-_relay_at = record_accessor(RELAY)
-_connection_at = record_accessor(CONNECTION)
-_endpoint_at = record_accessor(ENDPOINT)
-_provided_at = record_accessor(PROVIDED)
-
-
-@inlined
-def relay_of(plane: Any, slot: int) -> Any:
-    assert 0 <= slot < plane.slot_count
-    return _relay_at(plane.relays + slot * RELAY_BYTES)
-
-
-@inlined
-def connection_of(plane: Any, number: int) -> Any:
-    assert 0 <= number < plane.connection_count
-    return _connection_at(plane.connections + number * CONNECTION_BYTES)
-
-
-@inlined
-def endpoint_of(plane: Any, number: int) -> Any:
-    assert 0 <= number < ENDPOINT_COUNT_MAX
-    return _endpoint_at(plane.endpoints + number * ENDPOINT_BYTES)
-
-
-@inlined
-def assembly_link_of(plane: Any, number: int) -> Any:
-    assert 0 <= number < plane.slot_count
-    return link_at(plane.assembly_links + number * 4)
-
-
-@inlined
-def large_link_of(plane: Any, number: int) -> Any:
-    assert 0 <= number < LARGE_ASSEMBLY_COUNT
-    return link_at(plane.large_links + number * 4)
-
-
-@inlined
-def provided_of(plane: Any, index: int) -> Any:
-    return _provided_at(plane.provided + (index & (RECEIVE_COUNT - 1)) * 16)
+relay_of = array_accessor(RELAY, "relays", "slot_count")
+connection_of = array_accessor(CONNECTION, "connections", "connection_count")
+endpoint_of = array_accessor(ENDPOINT, "endpoints", ENDPOINT_COUNT_MAX)
+assembly_link_of = array_accessor(LINK, "assembly_links", "slot_count")
+large_link_of = array_accessor(LINK, "large_links", LARGE_ASSEMBLY_COUNT)
+provided_of = circle_accessor(PROVIDED, "provided", RECEIVE_COUNT - 1)
 
 
 @inlined

@@ -1,10 +1,14 @@
 """The states of a slot, the reasons a stream ends for, and the one table of permitted transitions.
 
-`STATES` and `TRANSITIONS` are the specification; the diagram in docs/architecture.md is generated from them. What the
-kernel still holds for a slot (`in_flight`) is kept apart from its state.
+`STATES` and `TRANSITIONS` are the specification: `change_state` asserts it, and docs/architecture.md shows it as a
+diagram. What the kernel still holds for a slot (`in_flight`) is kept apart from its state.
 """
 
 from __future__ import annotations
+
+from typing import Any
+
+from config.compilation import inlined
 
 FREE = 0
 ACCEPTING = 1  # a peer is connected, nothing has been asked of it yet
@@ -27,6 +31,29 @@ TRANSITIONS: dict[int, tuple[int, ...]] = {
     STREAMING: (CLOSING,),
     CLOSING: (FREE,),
 }
+
+
+def transition_bits(transitions: dict[int, tuple[int, ...]]) -> int:
+    """A table of at most eight states for compiled code: bit `8 * state + new` of one integer."""
+    return sum(1 << (8 * state + new) for state, following in transitions.items() for new in following)
+
+
+_PERMITTED = transition_bits(TRANSITIONS)
+
+
+@inlined
+def change_state(stream: Any, state: int) -> None:
+    """Nothing else assigns a stream's state."""
+    assert _PERMITTED >> (8 * stream.state + state) & 1, "a stream's state changes as TRANSITIONS permits"
+    stream.state = state
+
+
+@inlined
+def begin_streaming(stream: Any) -> None:
+    """Bytes of the response are queued, or it has ended without any; the stream may be streaming already."""
+    if stream.state != STREAMING:
+        change_state(stream, STREAMING)
+
 
 # Reasons. The order is the wire format of ENDED and the label of streams_ended_total.
 COMPLETE = 0

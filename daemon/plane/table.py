@@ -15,10 +15,13 @@ import numpy as np
 from config.compilation import inlined
 from daemon.plane import counters, entries, messages
 from daemon.plane.records import (
+    LINK,
+    VALUE,
+    array_accessor,
+    circle_accessor,
     free_list,
     lazy_bytes,
     lazy_records,
-    link_at,
     record,
     record_accessor,
     value_at,
@@ -107,7 +110,7 @@ GLOBALS = record(
 globals_at = record_accessor(GLOBALS)
 CHANNEL = record("fd:i4 in_flight:i4 head:i4 tail:i4 buffered_bytes:i4 buffered_offset:i4 blocked:i4 closed:i4", 64)
 RANGE = record("address:i8 remaining:i8 position:i8 pad:i8", 32)  # `position`: where in the inline bytes it stands
-BUCKET = record("head:i4", 4)
+BUCKET = record("first:i4 last:i4", 8)
 WORD = record("bits:i8", 8)  # 32 bits used
 WAITING = record("fd:i8 cookie:i8", 16)
 SCRIPT = record("first_message:u4 message_count:u4 end_message:u4 end_counts:u4", 16)  # the end: one message more
@@ -194,30 +197,30 @@ class Plane(NamedTuple):
     gaps: Any  # i8[SERIES_COUNT_MAX, GAP_WORDS]: inter-token times
 
 
-_stream_at = record_accessor(STREAM)
-_range_at = record_accessor(RANGE)
-_submission_at = record_accessor(entries.SUBMISSION)
-_completion_at = record_accessor(entries.COMPLETION)
-_channel_at = record_accessor(CHANNEL)
-_bucket_at = record_accessor(BUCKET)
-_word_at = record_accessor(WORD)
-_waiting_at = record_accessor(WAITING)
-_script_at = record_accessor(SCRIPT)
-_script_message_at = record_accessor(SCRIPT_MESSAGE)
-_script_part_at = record_accessor(SCRIPT_PART)
-_header_at = record_accessor(HEADER)
-_vector_at = record_accessor(VECTOR)
-_ancillary_at = record_accessor(ANCILLARY)
-_descriptor_at = record_accessor(DESCRIPTOR)
-
 STREAM_BYTES = STREAM.itemsize
 EVENTS_PER_BATCH = messages.MESSAGE_BYTES_MAX // messages.EVENT_BYTES
 
-
-@inlined
-def stream_of(plane: Any, slot: int) -> Any:
-    assert 0 <= slot < plane.slot_count
-    return _stream_at(plane.streams + slot * STREAM_BYTES)
+stream_of = array_accessor(STREAM, "streams", "slot_count")
+submission_of = circle_accessor(entries.SUBMISSION, "submissions", "submission_mask")
+completion_of = circle_accessor(entries.COMPLETION, "completions", "completion_mask")
+channel_of = array_accessor(CHANNEL, "channels", CHANNEL_COUNT_MAX)
+block_link_of = array_accessor(LINK, "block_links", "block_count")
+handoff_link_of = array_accessor(LINK, "handoff_links", "handoff_count")
+body_link_of = array_accessor(LINK, "body_links", "body_count")
+bucket_of = array_accessor(BUCKET, "buckets", BUCKET_COUNT)
+word_of = array_accessor(WORD, "words", BUCKET_COUNT // 32)
+counter_of = array_accessor(VALUE, "counters", len(counters.COUNTERS))
+parked_of = circle_accessor(WAITING, "parked", WAITING_MAX - 1)
+adopted_of = circle_accessor(WAITING, "adopted", WAITING_MAX - 1)
+stray_of = circle_accessor(DESCRIPTOR, "strays", "stray_mask")
+script_of = array_accessor(SCRIPT, "scripts", SCRIPT_COUNT_MAX)
+script_message_of = array_accessor(SCRIPT_MESSAGE, "script_messages", SCRIPT_MESSAGES_MAX)
+script_part_of = array_accessor(SCRIPT_PART, "script_parts", SCRIPT_PARTS_MAX)
+header_of = array_accessor(HEADER, "headers", "handoff_count")
+vector_of = array_accessor(VECTOR, "vectors", "handoff_count")
+ancillary_of = array_accessor(ANCILLARY, "ancillary", "handoff_count")
+_range_at = record_accessor(RANGE)
+_descriptor_at = record_accessor(DESCRIPTOR)
 
 
 @inlined
@@ -226,54 +229,9 @@ def range_of(plane: Any, slot: int, index: int) -> Any:
 
 
 @inlined
-def submission_of(plane: Any, index: int) -> Any:
-    return _submission_at(plane.submissions + (index & plane.submission_mask) * 64)
-
-
-@inlined
-def completion_of(plane: Any, index: int) -> Any:
-    return _completion_at(plane.completions + (index & plane.completion_mask) * 16)
-
-
-@inlined
-def channel_of(plane: Any, number: int) -> Any:
-    assert 0 <= number < CHANNEL_COUNT_MAX
-    return _channel_at(plane.channels + number * 64)
-
-
-@inlined
-def block_link_of(plane: Any, block: int) -> Any:
-    assert 0 <= block < plane.block_count
-    return link_at(plane.block_links + block * 4)
-
-
-@inlined
-def handoff_link_of(plane: Any, buffer: int) -> Any:
-    assert 0 <= buffer < plane.handoff_count
-    return link_at(plane.handoff_links + buffer * 4)
-
-
-@inlined
-def body_link_of(plane: Any, buffer: int) -> Any:
-    assert 0 <= buffer < plane.body_count
-    return link_at(plane.body_links + buffer * 4)
-
-
-@inlined
-def bucket_of(plane: Any, number: int) -> Any:
-    assert 0 <= number < BUCKET_COUNT
-    return _bucket_at(plane.buckets + number * 4)
-
-
-@inlined
-def word_of(plane: Any, number: int) -> Any:
-    assert 0 <= number < BUCKET_COUNT // 32
-    return _word_at(plane.words + number * 8)
-
-
-@inlined
-def counter_of(plane: Any, number: int) -> Any:
-    return value_at(plane.counters + number * 8)
+def ancillary_descriptor_of(plane: Any, buffer: int, index: int) -> Any:
+    assert 0 <= index < (ANCILLARY_BYTES - 16) // 4
+    return _descriptor_at(plane.ancillary + buffer * ANCILLARY_BYTES + 16 + index * 4)
 
 
 @inlined
@@ -292,63 +250,6 @@ def observe(plane: Any, histogram: int, duration_ns: int) -> None:
         bucket += 1
     value_at(plane.histograms + (histogram * counters.HISTOGRAM_BUCKETS + bucket) * 8).value += 1
     value_at(plane.histogram_sums + histogram * 8).value += max(duration_ns, 0)
-
-
-@inlined
-def parked_of(plane: Any, index: int) -> Any:
-    return _waiting_at(plane.parked + (index & (WAITING_MAX - 1)) * 16)
-
-
-@inlined
-def stray_of(plane: Any, index: int) -> Any:
-    return _descriptor_at(plane.strays + (index & plane.stray_mask) * 4)
-
-
-@inlined
-def adopted_of(plane: Any, index: int) -> Any:
-    return _waiting_at(plane.adopted + (index & (WAITING_MAX - 1)) * 16)
-
-
-@inlined
-def script_of(plane: Any, number: int) -> Any:
-    assert 0 <= number < SCRIPT_COUNT_MAX
-    return _script_at(plane.scripts + number * 16)
-
-
-@inlined
-def script_message_of(plane: Any, number: int) -> Any:
-    assert 0 <= number < SCRIPT_MESSAGES_MAX
-    return _script_message_at(plane.script_messages + number * 12)
-
-
-@inlined
-def script_part_of(plane: Any, number: int) -> Any:
-    assert 0 <= number < SCRIPT_PARTS_MAX
-    return _script_part_at(plane.script_parts + number * 12)
-
-
-@inlined
-def header_of(plane: Any, buffer: int) -> Any:
-    assert 0 <= buffer < plane.handoff_count
-    return _header_at(plane.headers + buffer * 56)
-
-
-@inlined
-def vector_of(plane: Any, buffer: int) -> Any:
-    assert 0 <= buffer < plane.handoff_count
-    return _vector_at(plane.vectors + buffer * 16)
-
-
-@inlined
-def ancillary_of(plane: Any, buffer: int) -> Any:
-    assert 0 <= buffer < plane.handoff_count
-    return _ancillary_at(plane.ancillary + buffer * ANCILLARY_BYTES)
-
-
-@inlined
-def ancillary_descriptor_of(plane: Any, buffer: int, index: int) -> Any:
-    assert 0 <= index < (ANCILLARY_BYTES - 16) // 4
-    return _descriptor_at(plane.ancillary + buffer * ANCILLARY_BYTES + 16 + index * 4)
 
 
 def allocate(settings: Settings) -> Plane:
@@ -376,7 +277,7 @@ def allocate(settings: Settings) -> Plane:
         parked=np.zeros(WAITING_MAX, WAITING),
         strays=lazy_records(DESCRIPTOR, _stray_count_max(size, handoffs)),
         adopted=np.zeros(WAITING_MAX, WAITING),
-        buckets=np.full(BUCKET_COUNT, -1, np.int32).view(BUCKET),
+        buckets=np.full(2 * BUCKET_COUNT, -1, np.int32).view(BUCKET),
         words=np.zeros(BUCKET_COUNT // 32, WORD),
         commands=np.zeros(COMMAND_BUFFER_BYTES, np.uint8),
         blocks=lazy_bytes(slot_count * performance.output_block_bytes),

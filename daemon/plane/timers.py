@@ -10,11 +10,14 @@ from __future__ import annotations
 from typing import Any
 
 from config.compilation import compiled, inlined
+from daemon.plane.linked import chain
 from daemon.plane.lists import ready_push
 from daemon.plane.table import BUCKET_COUNT, FOREVER_NS, bucket_of, stream_of, word_of
 
 TICK_NS = 1_000_000
 LAP = BUCKET_COUNT - 1
+
+_enter, _leave = chain("first", "last", "timer_next", "timer_previous", stream_of)
 
 
 @inlined
@@ -29,16 +32,10 @@ def timer_remove(plane: Any, slot: int) -> None:
     stream = stream_of(plane, slot)
     if stream.timer_ns == 0:
         return
-    following, previous = stream.timer_next, stream.timer_previous
-    if previous >= 0:
-        stream_of(plane, previous).timer_next = following
-    else:
-        bucket_of(plane, stream.timer_bucket).head = following
-        if following < 0:
-            word = word_of(plane, stream.timer_bucket >> 5)
-            word.bits = word.bits & ~(1 << (stream.timer_bucket & 31))
-    if following >= 0:
-        stream_of(plane, following).timer_previous = previous
+    if stream.timer_previous < 0 and stream.timer_next < 0:
+        word = word_of(plane, stream.timer_bucket >> 5)
+        word.bits = word.bits & ~(1 << (stream.timer_bucket & 31))
+    _leave(plane, bucket_of(plane, stream.timer_bucket), slot)
     stream.timer_ns = 0
     plane.timers_scheduled -= 1
 
@@ -55,25 +52,18 @@ def timer_set(plane: Any, slot: int, time_ns: int) -> None:
         # The wheel stood still while it was empty: begin again at the present, or the entry waits a whole lap.
         plane.tick = max(plane.tick, plane.now_ns // TICK_NS)
     number = max(tick_after(time_ns), plane.tick + 1) & LAP
-    bucket = bucket_of(plane, number)
-    head = bucket.head
     stream.timer_ns = max(time_ns, 1)
     stream.timer_bucket = number
-    stream.timer_next = head
-    stream.timer_previous = -1
-    if head >= 0:
-        stream_of(plane, head).timer_previous = slot
-    else:
-        word = word_of(plane, number >> 5)
-        word.bits = word.bits | (1 << (number & 31))
-    bucket.head = slot
+    _enter(plane, bucket_of(plane, number), slot)
+    word = word_of(plane, number >> 5)
+    word.bits = word.bits | (1 << (number & 31))
     plane.timers_scheduled += 1
 
 
 @inlined
 def _fire_bucket(plane: Any, number: int) -> None:
     """Make ready every slot of a bucket whose time has come; the others belong to a later lap."""
-    slot = int(bucket_of(plane, number).head)
+    slot = int(bucket_of(plane, number).first)
     while slot >= 0:
         stream = stream_of(plane, slot)
         following = int(stream.timer_next)
@@ -94,7 +84,7 @@ def timers_advance(plane: Any) -> None:
     while tick < present:
         tick += 1
         number = tick & LAP
-        if bucket_of(plane, number).head >= 0:
+        if bucket_of(plane, number).first >= 0:
             _fire_bucket(plane, number)
     plane.tick = max(plane.tick, present)
 

@@ -1,8 +1,6 @@
 """One turn of the data plane: completions and a time in, submissions out. Pure: no clock, no system call.
 
-The phases are numbered here and in docs/architecture.md, and stand in this order:
-1 completions, 2 timers, 3 waiting peers and strays, 4 ready slots, 5 accepting, 6 events, 7 standing reads, 8 until
-when to sleep.
+docs/architecture.md says what its phases are for; a test compares their numbers and names.
 """
 
 from __future__ import annotations
@@ -32,6 +30,7 @@ from daemon.plane.events import (
 )
 from daemon.plane.handoff import (
     arm_accept,
+    drop_stray,
     handle_accept,
     handle_receive_handoff,
     handle_receive_more,
@@ -54,37 +53,51 @@ def turn(plane: Any) -> int:
     """React to `completion_count` completions at `now_ns`; STOPPED when the plane has shut down, otherwise 0."""
     count(plane, TURNS, 1)
     pending_before = plane.submission_pending
+    # 1. Completions
+    _complete_all(plane)
+    # 2. Timers
+    timers_advance(plane)
+    check_idle(plane)
+    retry_cancels(plane)
+    # 3. Waiting peers and strays (before the ready slots, which can use up all submissions, turn after turn)
+    unpark(plane)
+    is_starved = _close_strays(plane)
+    # 4. Ready slots and connections
+    _service_ready(plane)
+    _service_connections(plane)
+    publish_receive_buffers(plane)
+    # 5. Accepting (before the events: its own leave in this turn, as nothing else may cause another)
+    _accepting(plane)
+    # 6. Events
+    is_starved = flush_events(plane) or is_starved
+    is_starved = poll_blocked_channels(plane) or is_starved
+    # 7. Standing operations
+    arm_commands(plane)
+    count(plane, SUBMISSIONS, plane.submission_pending - pending_before)
+    # 8. Until when to sleep
+    must_go_on = plane.ready_head >= 0 or plane.connection_ready_head >= 0 or is_starved or not plane.command_in_flight
+    plane.wait_until_ns = 0 if must_go_on else _next_due_ns(plane)
+    return STOPPED if _has_stopped(plane) else 0
+
+
+@inlined
+def _next_due_ns(plane: Any) -> int:
+    """The earliest time at which there is something to do unasked: a slot's timer, or one of the plane's own."""
+    due_ns = timers_next_ns(plane)
+    for time_ns in (plane.tell_ns, plane.accept_retry_ns, plane.idle_check_ns, plane.cancel_retry_ns):
+        if time_ns > plane.now_ns:
+            due_ns = min(due_ns, time_ns)
+    return int(due_ns)
+
+
+@inlined
+def _complete_all(plane: Any) -> None:
     for index in range(plane.completion_count):
         completion = completion_of(plane, plane.completion_base + index)
         _complete(plane, int(completion.tag), int(completion.result), int(completion.flags))
     count(plane, COMPLETIONS, plane.completion_count)
     plane.completion_base += plane.completion_count
     plane.completion_count = 0
-    timers_advance(plane)
-    check_idle(plane)
-    retry_cancels(plane)
-    if plane.parked_count > 0 or plane.adopted_count > 0:
-        unpark(plane)
-    starved = _close_strays(plane)  # before the ready slots: they can use up all submissions, turn after turn
-    _service_ready(plane)
-    _service_connections(plane)
-    publish_receive_buffers(plane)
-    _accepting(plane)  # before the events: what it has to say leaves in this turn, as nothing else may cause another
-    starved = flush_events(plane) or starved
-    starved = poll_blocked_channels(plane) or starved
-    arm_commands(plane)
-    count(plane, SUBMISSIONS, plane.submission_pending - pending_before)
-    busy = plane.ready_head >= 0 or plane.connection_ready_head >= 0 or starved or not plane.command_in_flight
-    plane.wait_until_ns = 0 if busy else timers_next_ns(plane)
-    if plane.tell_ns > plane.now_ns:
-        plane.wait_until_ns = min(plane.wait_until_ns, plane.tell_ns)
-    if plane.accept_retry_ns > plane.now_ns:
-        plane.wait_until_ns = min(plane.wait_until_ns, plane.accept_retry_ns)
-    if plane.idle_check_ns > plane.now_ns:
-        plane.wait_until_ns = min(plane.wait_until_ns, plane.idle_check_ns)
-    if plane.cancel_retry_ns != 0:
-        plane.wait_until_ns = min(plane.wait_until_ns, plane.cancel_retry_ns)
-    return STOPPED if _has_stopped(plane) else 0
 
 
 @inlined
@@ -181,8 +194,7 @@ def _close_strays(plane: Any) -> bool:
         if room(plane) <= SUBMISSIONS_PER_SERVICE:
             return True
         prepare_close(plane, stray_of(plane, plane.stray_first).fd, t.pack(t.CLOSE_STRAY, t.SLOT_NONE, 0))
-        plane.stray_first = (plane.stray_first + 1) & plane.stray_mask
-        plane.stray_count -= 1
+        drop_stray(plane)
         plane.stray_in_flight += 1
         count(plane, DESCRIPTORS_CLOSED, 1)
     return False

@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from config.compilation import compiled, inlined
+from daemon.plane import connection_state as cs
 from daemon.plane import connections as c
 from daemon.plane import state as st
 from daemon.plane.answer import answer_bytes, grow
@@ -81,9 +82,9 @@ def _socket_made(plane: Any, number: int, result: int) -> None:
     connection = connection_of(plane, number)
     if result >= 0:
         connection.fd = result
-        if connection.state == c.OPENING:
-            connection.state = c.CONNECTING
-    elif connection.state == c.OPENING and result != -EINTR:
+        if connection.state == cs.OPENING:
+            cs.change_state(connection, cs.CONNECTING)
+    elif connection.state == cs.OPENING and result != -EINTR:
         if (result == -EMFILE or result == -ENFILE) and c.evict_idle(plane):
             try_again(plane, connection.slot)  # once what was kept is closed
             return
@@ -95,13 +96,13 @@ def _socket_made(plane: Any, number: int, result: int) -> None:
 @inlined
 def _connected(plane: Any, number: int, result: int) -> None:
     connection = connection_of(plane, number)
-    if connection.state != c.CONNECTING:
+    if connection.state != cs.CONNECTING:
         c.connection_ready(plane, number)
         return
     slot = int(connection.slot)
     relay = relay_of(plane, slot)
     if result == 0 or result == -EISCONN:
-        connection.state = c.BUSY
+        cs.change_state(connection, cs.BUSY)
         relay.phase = HEAD
         set_deadline(plane, slot, relay.head_timeout_ns)
         c.connection_ready(plane, number)
@@ -122,7 +123,7 @@ def _sent(plane: Any, number: int, result: int) -> None:
         connection.flags |= c.MUST_POLL
     elif result != -EINTR:
         connection.flags |= c.SEND_FAILED
-    if connection.state == c.CLOSING or connection.request_sent < connection.request_bytes:
+    if connection.state == cs.CLOSING or connection.request_sent < connection.request_bytes:
         c.connection_ready(plane, number)
 
 
@@ -140,11 +141,11 @@ def _received(plane: Any, number: int, result: int, flags: int) -> None:
     if result == -ENOBUFS:
         connection.flags |= c.MORE_TO_READ  # something was there, and no buffer for it
     if not again:
-        if connection.state == c.BUSY:
+        if connection.state == cs.BUSY:
             answer_bytes(plane, number, address, result)
-        elif connection.state == c.DRAINING:
+        elif connection.state == cs.DRAINING:
             _drain(plane, number, address, result)
-        elif connection.state == c.IDLE:
+        elif connection.state == cs.IDLE:
             c.abandon_connection(plane, number)  # its end, or bytes nobody has asked for
     if address != 0:
         c.give_receive_buffer(plane, address)

@@ -142,13 +142,13 @@ def _servers(options: Options, scenario: Scenario) -> Generator[list[HttpServer]
 def run_scenario(options: Options, scenario: Scenario, *, say: Callable[[str], None]) -> dict[str, Any]:
     """Run all rounds of an HTTP scenario. The figures of each and the ratios, as `comparing.run_scenario` has them."""
     rounds: list[dict[str, Any]] = []
-    with http_load.built() as program, _servers(options, scenario) as servers:
+    with _servers(options, scenario) as servers:
         for number in range(options.rounds):
             figures: dict[str, Any] = {}
             rounds.append(figures)
             for server in servers:
                 say(f"round {number + 1} of {options.rounds}: {server.name} ...")
-                figures[server.name] = http_load.run_http_load(program, server.plan, server.port, server.pid)
+                figures[server.name] = http_load.run_http_load(server.plan, server.port, server.pid)
         ready_s = {server.name: server.ready_s for server in servers}
     return {
         "scenario": scenario.name,

@@ -10,14 +10,12 @@ import time
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from scripts.bench import processes, reading, tables
+from scripts.bench import processes, reading, scanning, tables
 from scripts.bench.percentiles import distribution, percentiles_ns
 from scripts.bench.records import FAULT
 
 if TYPE_CHECKING:
     from collections.abc import Generator
-
-    import numpy as np
 
     from scripts.bench.records import Tables
 
@@ -144,7 +142,8 @@ def _give_up_open_streams(memory: Tables) -> None:
 def _figures(memory: Tables, wall_s: float, generator_cpu_s: float) -> dict[str, Any]:
     run = memory.run[0]
     outcomes = {name: int(count) for name, count in zip(reading.OUTCOMES, memory.outcomes, strict=True) if count}
-    rows = zip(reading.METRICS, memory.histograms, memory.least, memory.most, strict=True)
+    names = (*scanning.METRICS, *scanning.HTTP_METRICS)
+    rows = zip(names, memory.histograms, memory.least, memory.most, strict=True)
     latencies = {name: percentiles_ns(histogram, int(low), int(high)) for name, histogram, low, high in rows}
     complete = int(memory.outcomes[reading.COMPLETE])
     return {
@@ -154,7 +153,7 @@ def _figures(memory: Tables, wall_s: float, generator_cpu_s: float) -> dict[str,
         "not_started": int(run.total_count - run.started_count),
         "outcomes": outcomes,
         "statuses": {str(status): int(count) for status, count in enumerate(memory.statuses) if count},
-        "faults": [_fault(fault) for fault in memory.faults[: run.fault_count]],
+        "faults": [_fault(memory, number) for number in range(run.fault_count)],
         "messages": int(run.message_count),
         "comments": int(run.comment_count),
         "bytes": int(run.byte_count),
@@ -166,15 +165,16 @@ def _figures(memory: Tables, wall_s: float, generator_cpu_s: float) -> dict[str,
         "early_ns_max": int(run.early_ns_max),
         "latencies_ns": latencies,
         "distributions_ns": {
-            name: distribution(histogram) for name, histogram in zip(reading.METRICS, memory.histograms, strict=True)
+            name: distribution(histogram) for name, histogram in zip(names, memory.histograms, strict=True)
         },
         "generator_cores": generator_cpu_s / wall_s,
     }
 
 
-def _fault(fault: np.record) -> dict[str, Any]:
-    named = {name: int(fault[name]) for name in FAULT.names or ()}
-    return {**named, "outcome": reading.OUTCOMES[named["outcome"]]}
+def _fault(memory: Tables, number: int) -> dict[str, Any]:
+    named: dict[str, Any] = {name: int(memory.faults[number][name]) for name in FAULT.names or ()}
+    shown = bytes(memory.fault_shown[number, : named.pop("shown_bytes")]).decode("latin-1")
+    return {**named, "outcome": reading.OUTCOMES[named["outcome"]], "shown": shown}
 
 
 def _own_cpu_s() -> float:
@@ -187,13 +187,18 @@ def run_load(plan: Plan, path: str, pid: int = 0) -> dict[str, Any]:
     """Run one plan against the server at `path`, `pid` being its process where known. The figures, ready for JSON."""
     processes.raise_open_files_limit(min(plan.streams, plan.total))
     with _prepared(plan, path) as memory:
-        run = memory.run[0]
-        sampler = Sampler(pid)
-        own_cpu_s = _own_cpu_s()
-        run.begin_ns = time.monotonic_ns()
-        is_interrupted = _turn_to_end(memory, sampler, plan.stall_timeout_s)
-        wall_s = (time.monotonic_ns() - int(run.begin_ns)) / 1e9
-        server = sampler.result(int(run.message_count), int(run.finished_count), int(run.open_count_max))
-        generator_cpu_s = _own_cpu_s() - own_cpu_s
-        _give_up_open_streams(memory)
-        return {**_figures(memory, wall_s, generator_cpu_s), "interrupted": is_interrupted, "server": server}
+        return measured(memory, pid, plan.stall_timeout_s)
+
+
+def measured(memory: Tables, pid: int, stall_timeout_s: float) -> dict[str, Any]:
+    """Run what was prepared. The figures, ready for JSON."""
+    run = memory.run[0]
+    sampler = Sampler(pid)
+    own_cpu_s = _own_cpu_s()
+    run.begin_ns = time.monotonic_ns()
+    is_interrupted = _turn_to_end(memory, sampler, stall_timeout_s)
+    wall_s = (time.monotonic_ns() - int(run.begin_ns)) / 1e9
+    server = sampler.result(int(run.message_count), int(run.finished_count), int(run.open_count_max))
+    generator_cpu_s = _own_cpu_s() - own_cpu_s
+    _give_up_open_streams(memory)
+    return {**_figures(memory, wall_s, generator_cpu_s), "interrupted": is_interrupted, "server": server}

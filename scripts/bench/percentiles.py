@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from scripts.bench.reading import BUCKET_COUNT, HALF, LINEAR_BITS
+from scripts.bench.scanning import BUCKET_COUNT, HALF, LINEAR_BITS
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -6,7 +6,7 @@ import array
 import socket
 import time
 
-from scripts.bench.reading import NUMBER_DIGITS
+from scripts.bench.scanning import NUMBER_DIGITS
 from scripts.bench.tables import NUMBER_PLACEHOLDER, render
 
 STANDARD_HEAD = (

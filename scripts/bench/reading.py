@@ -1,33 +1,41 @@
-"""All that runs compiled: starting streams, reading them, checking every byte, counting into histograms.
+"""The load generator, compiled: it starts streams, reads them, checks every byte, and counts into histograms.
 
-One file, because Numba's cache on disk notices a change in a function's own file only, not in the files of what it
-calls. One thread without the GIL does everything, as 180,000 messages a second leave no time for a Python call on each
+One thread without the GIL does everything, as 180,000 messages a second leave no time for a Python call on each
 of them; it comes back to Python a few times a second (`turns_until`) for signals and for samples of the daemon.
 
-`scan` is pure: bytes and a time in, counts out. The rest makes system calls through libc by name.
+A stream is a handoff, whose response scripts/bench/scanning.py reads, or a request over HTTP, whose response
+scripts/bench/http_scanning.py reads. They are pure; here are the system calls, through libc by name.
 """
 
 from __future__ import annotations
 
 import platform
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from compiler.just_in_time import compiled, foreign, inlined, types
+from scripts.bench.http_scanning import ENDED, OVER, scan_response
+from scripts.bench.scanning import (
+    CONNECT,
+    FIRST_BYTE,
+    FIRST_TOKEN,
+    HANDOFF,
+    TOKENS_PER_S,
+    WHOLE,
+    ZERO,
+    count_value,
+    digit_or_byte,
+    scan,
+)
 
 if TYPE_CHECKING:
     from scripts.bench.records import Tables
 
-Integer: TypeAlias = "int | np.int64"
-
-# Rows of the histograms.
-CONNECT, HANDOFF, FIRST_BYTE, BETWEEN, LATENESS, WHOLE = 0, 1, 2, 3, 4, 5
-METRICS = ("connect", "handoff", "first_byte", "between_messages", "lateness", "whole_stream")
-
 # How a stream ended. One outcome each; the first that applies in the order of `_judge`.
 COMPLETE, PAIR_FAILED, CONNECT_FAILED, HANDOFF_FAILED, RESET, EMPTY, HEAD_TRUNCATED = 0, 1, 2, 3, 4, 5, 6
 REFUSED, ERROR_EVENT, TRUNCATED, NO_DONE, AFTER_DONE, WRONG_COUNT, WRONG_BYTES, STALLED = 7, 8, 9, 10, 11, 12, 13, 14
+REQUEST_FAILED, NOT_CHUNKED, AFTER_END = 15, 16, 17
 OUTCOMES = (
     "complete",
     "pair_failed",  # no descriptors or ports left here
@@ -44,24 +52,10 @@ OUTCOMES = (
     "wrong_count",
     "wrong_bytes",
     "stalled",  # open when the run was given up
+    "request_failed",
+    "not_chunked",
+    "after_end",  # bytes after the last chunk
 )
-
-# A bucket is at most 1/512 of its lower bound wide, and its middle is reported: 0.1 % off at most.
-LINEAR_BITS = 10
-HALF = 1 << (LINEAR_BITS - 1)
-VALUE_BITS = 42  # 73 minutes in nanoseconds
-BUCKET_COUNT = (VALUE_BITS - LINEAR_BITS) * HALF + 2 * HALF
-
-# A stream's own number stands in its handoff and in what is expected of it: always eight digits, no leading zero.
-NUMBER_FIRST = 10_000_000
-NUMBER_DIGITS = 8
-NUMBER_MARK = 256  # NUMBER_MARK + k in a template stands for digit k
-_POWERS = np.array([10**exponent for exponent in range(NUMBER_DIGITS - 1, -1, -1)], np.int64)
-
-_CR, _LF, _COLON, _ZERO = 13, 10, 58, 48
-_DONE = np.frombuffer(b"data: [DONE]\n\n", np.uint8)
-_ERROR = np.frombuffer(b"event: error", np.uint8)
-_DONE_BYTES, _ERROR_BYTES = 14, 12
 
 EVENTS_MAX = 512
 # struct epoll_event is packed on x86-64 and nowhere else.
@@ -71,6 +65,7 @@ _IDLE_WAIT_MS = 50
 
 _AF_UNIX, _AF_INET, _SOCK_STREAM, _SOCK_NONBLOCK, _SOCK_CLOEXEC = 1, 2, 1, 0o4000, 0o2000000
 _EPOLL_CTL_ADD, _EPOLLIN, _MSG_NOSIGNAL, _MSG_DONTWAIT, _CLOCK_MONOTONIC = 1, 1, 0x4000, 0x40, 1
+_IPPROTO_TCP, _TCP_NODELAY = 6, 1
 _ENOENT, _EINTR, _EAGAIN, _ETOOMANYREFS, _ECONNREFUSED = 2, 4, 11, 109, 111
 
 _int, _address = types.int32, types.intp
@@ -78,6 +73,8 @@ _socketpair = foreign("socketpair", _int, _int, _int, _int, _address)
 _socket = foreign("socket", _int, _int, _int, _int)
 _connect = foreign("connect", _int, _int, _address, types.uint32)
 _accept4 = foreign("accept4", _int, _int, _address, _address, _int)
+_setsockopt = foreign("setsockopt", _int, _int, _int, _int, _address, types.uint32)
+_send = foreign("send", types.intp, _int, _address, types.intp, _int)
 _sendmsg = foreign("sendmsg", types.intp, _int, _address, _int)
 _recv = foreign("recv", types.intp, _int, _address, types.intp, _int)
 _close = foreign("close", _int, _int)
@@ -86,125 +83,6 @@ _epoll_wait = foreign("epoll_wait", _int, _int, _address, _int, _int)
 _clock_gettime = foreign("clock_gettime", _int, _int, _address)
 _errno_location = foreign("__errno_location", _address)
 _memmove = foreign("memmove", _address, _address, _address, types.intp)
-
-
-@inlined
-def bucket_of(value: int) -> int:
-    """The bucket of a value of at least 0: as it is below 1,024, then 512 buckets for each power of two."""
-    value = min(value, (1 << VALUE_BITS) - 1)
-    shift = 0
-    for step in (32, 16, 8, 4, 2, 1):
-        if value >> (shift + step - 1) >= 1 << LINEAR_BITS:
-            shift += step
-    return shift * HALF + (value >> shift)
-
-
-@inlined
-def count_value(tables: Tables, metric: int, value: int) -> None:
-    """Add one value in nanoseconds to a metric's histogram."""
-    value = max(value, 0)
-    tables.histograms[metric, bucket_of(value)] += 1
-    tables.least[metric] = min(tables.least[metric], value)
-    tables.most[metric] = max(tables.most[metric], value)
-
-
-@inlined
-def _digit_or_byte(mark: Integer, number: Integer) -> Integer:
-    if mark < NUMBER_MARK:
-        return mark
-    digit: Integer = number // _POWERS[mark - NUMBER_MARK] % 10
-    return _ZERO + digit
-
-
-@inlined
-def _message_arrived(tables: Tables, stream: np.record, now_ns: int) -> None:
-    """Times of one message. All messages of one recv share its time; [DONE] has no pace and is not counted."""
-    run = tables.run[0]
-    if stream.message_count == 0:
-        stream.first_message_ns = now_ns
-    else:
-        count_value(tables, BETWEEN, now_ns - stream.last_message_ns)
-        if run.interval_ns > 0:
-            late_ns = now_ns - stream.first_message_ns - stream.message_count * run.interval_ns
-            run.early_ns_max = max(run.early_ns_max, -late_ns)
-            count_value(tables, LATENESS, late_ns)
-    stream.last_message_ns = now_ns
-    stream.message_count += 1
-    run.message_count += 1
-
-
-@inlined
-def _block_ended(tables: Tables, stream: np.record, now_ns: int) -> None:
-    """A blank line: what was the block before it? A block that begins with a colon is a comment (keep-alive)."""
-    if stream.is_comment:
-        tables.run[0].comment_count += 1
-    elif stream.done_matched == _DONE_BYTES and stream.block_bytes == _DONE_BYTES:
-        stream.is_done = 1
-    elif stream.error_matched == _ERROR_BYTES:
-        stream.error_count += 1
-    elif stream.block_bytes > 2:  # more than a stray empty line
-        _message_arrived(tables, stream, now_ns)
-    stream.block_bytes = 0
-    stream.done_matched = 0
-    stream.error_matched = 0
-    stream.is_comment = 0
-
-
-@inlined
-def _head_byte(stream: np.record, byte: Integer) -> None:
-    r"""The head ends with \r\n\r\n; its status stands at bytes 9 to 11."""
-    if 9 <= stream.position < 12:
-        stream.status = stream.status * 10 + byte - _ZERO
-    if byte == (_CR if stream.head_matched % 2 == 0 else _LF):
-        stream.head_matched += 1
-    else:
-        stream.head_matched = 1 if byte == _CR else 0
-
-
-@inlined
-def _body_byte(tables: Tables, stream: np.record, byte: Integer, now_ns: int) -> None:
-    at = stream.block_bytes
-    if at == 0:
-        stream.is_comment = byte == _COLON
-    if at < _DONE_BYTES and stream.done_matched == at and byte == _DONE[at]:
-        stream.done_matched += 1
-    if at < _ERROR_BYTES and stream.error_matched == at and byte == _ERROR[at]:
-        stream.error_matched += 1
-    stream.block_bytes += 1
-    if byte == _LF:
-        if stream.line_bytes == 0:
-            _block_ended(tables, stream, now_ns)
-        stream.line_bytes = 0
-    elif byte != _CR:
-        stream.line_bytes += 1
-
-
-@compiled
-def scan(tables: Tables, slot: int, byte_count: int, now_ns: int) -> None:
-    """Take the first `byte_count` bytes of `tables.buffer` as the next bytes of the stream in `slot`."""
-    stream = tables.streams[slot]
-    buffer = tables.buffer
-    expected = tables.expected
-    for index in range(byte_count):
-        byte = np.int64(buffer[index])
-        if stream.head_matched < 4:
-            _head_byte(stream, byte)
-        elif stream.status != 200:
-            break  # a refusal's body: nothing to learn from it
-        else:
-            is_comment = stream.is_comment if stream.block_bytes > 0 else byte == _COLON
-            was_done = stream.is_done
-            _body_byte(tables, stream, byte, now_ns)
-            if is_comment:
-                continue  # a keep-alive may come anywhere between messages, and is no part of what is expected
-            stream.after_done_bytes += was_done
-        if stream.differs_at < 0 and expected.size > 0:
-            at = stream.position
-            if at >= expected.size or byte != _digit_or_byte(np.int64(expected[at]), stream.number):
-                stream.differs_at = at
-        stream.position += 1
-    stream.byte_count += byte_count
-    tables.run[0].byte_count += byte_count
 
 
 @inlined
@@ -252,6 +130,35 @@ def _judge(tables: Tables, slot: int) -> int:
 
 
 @compiled
+def _judge_response(tables: Tables, slot: int) -> int:
+    """The outcome of a stream over HTTP that has ended, and in which nothing was wrong so far."""
+    stream, response = tables.streams[slot], tables.responses[slot]
+    outcome = COMPLETE
+    if stream.byte_count == 0:
+        outcome = EMPTY
+    elif stream.head_matched < 4:
+        outcome = HEAD_TRUNCATED
+    elif stream.status != 200:
+        outcome = REFUSED
+    elif not response.is_chunked:
+        outcome = NOT_CHUNKED
+    elif response.framing != ENDED:
+        outcome = TRUNCATED
+    elif response.part != OVER:
+        outcome = WRONG_COUNT
+    return outcome
+
+
+@inlined
+def _count_tokens(tables: Tables, slot: int) -> None:
+    stream = tables.streams[slot]
+    count_value(tables, FIRST_TOKEN, stream.first_message_ns - stream.started_ns)
+    took_ns = stream.last_message_ns - stream.first_message_ns
+    if took_ns > 0:
+        count_value(tables, TOKENS_PER_S, (stream.message_count - 1) * 1_000_000_000 // took_ns)
+
+
+@compiled
 def finish(tables: Tables, slot: int, outcome: int, error_number: int) -> None:
     """Close a stream's descriptors, record how it ended, and give its slot back."""
     stream = tables.streams[slot]
@@ -262,6 +169,8 @@ def finish(tables: Tables, slot: int, outcome: int, error_number: int) -> None:
     if outcome == COMPLETE:
         count_value(tables, FIRST_BYTE, stream.first_byte_ns - stream.started_ns)
         count_value(tables, WHOLE, now_ns - stream.started_ns)
+        if run.is_http:
+            _count_tokens(tables, slot)
     elif run.fault_count < tables.faults.size:
         fault: Any = tables.faults[run.fault_count]
         fault.stream = stream.number - run.number_first
@@ -271,6 +180,10 @@ def finish(tables: Tables, slot: int, outcome: int, error_number: int) -> None:
         fault.message_count = stream.message_count
         fault.byte_count = stream.byte_count
         fault.differs_at = stream.differs_at
+        if run.is_http:
+            fault.shown_bytes = tables.responses[slot].shown_bytes
+            for index in range(fault.shown_bytes):
+                tables.fault_shown[run.fault_count, index] = tables.shown[slot, index]
         run.fault_count += 1
     tables.outcomes[outcome] += 1
     run.finished_count += 1
@@ -306,22 +219,64 @@ def _make_pair(tables: Tables, slot: int) -> bool:
     return bool(stream.sent_fd >= 0)
 
 
-@compiled
-def _prepare(tables: Tables) -> int:
-    """Take a slot, make the stream's pair of sockets and its handoff. The slot, or -1 where there are no sockets."""
+@inlined
+def _take_slot(tables: Tables) -> int:
     run = tables.run[0]
     run.spare_count -= 1
     slot: Any = tables.spare[run.spare_count]
-    stream: Any = tables.streams[slot]
     tables.streams[slot] = tables.blank[0]
+    stream: Any = tables.streams[slot]
     stream.is_used = 1
     stream.number = run.number_first + run.started_count
     run.started_count += 1
+    taken: int = slot
+    return taken
+
+
+@inlined
+def _watch(tables: Tables, slot: int) -> None:
+    """The stream is open: read it whenever something comes."""
+    run = tables.run[0]
+    stream = tables.streams[slot]
+    tables.event[0] = _EPOLLIN
+    tables.event[_DATA_WORD] = slot
+    _epoll_ctl(run.epoll_fd, _EPOLL_CTL_ADD, stream.read_fd, run.event_address)
+    stream.is_open = 1
+    run.open_count += 1
+    run.open_count_max = max(run.open_count_max, run.open_count)
+
+
+@compiled
+def _request(tables: Tables) -> None:
+    """Take a slot, connect, and send the request."""
+    run = tables.run[0]
+    slot = _take_slot(tables)
+    stream: Any = tables.streams[slot]
+    tables.responses[slot] = tables.blank_response[0]
+    tables.digits[slot, 0] = ZERO
+    stream.started_ns = _clock_ns(tables)
+    stream.read_fd = _socket(_AF_INET, _SOCK_STREAM | _SOCK_CLOEXEC, 0)
+    if stream.read_fd < 0 or _connect(stream.read_fd, run.tcp_address, run.tcp_address_bytes) != 0:
+        finish(tables, slot, CONNECT_FAILED, _errno(tables))
+        return
+    tables.words[0] = 1
+    _setsockopt(stream.read_fd, _IPPROTO_TCP, _TCP_NODELAY, run.words_address, 4)
+    if _send(stream.read_fd, run.request_address, tables.request.size, _MSG_NOSIGNAL) != tables.request.size:
+        finish(tables, slot, REQUEST_FAILED, _errno(tables))
+        return
+    _watch(tables, slot)
+
+
+@compiled
+def _prepare(tables: Tables) -> int:
+    """Take a slot, make the stream's pair of sockets and its handoff. The slot, or -1 where there are no sockets."""
+    slot = _take_slot(tables)
+    stream: Any = tables.streams[slot]
     if not _make_pair(tables, slot):
         finish(tables, slot, PAIR_FAILED, _errno(tables))
         return -1
     for index in range(tables.handoff.size):
-        tables.handoff_bytes[index] = _digit_or_byte(np.int64(tables.handoff[index]), stream.number)
+        tables.handoff_bytes[index] = digit_or_byte(np.int64(tables.handoff[index]), stream.number)
     stream.started_ns = _clock_ns(tables)
     prepared: int = slot
     return prepared
@@ -356,12 +311,7 @@ def _hand_over(tables: Tables, slot: int) -> bool:
     stream.sent_fd = -1
     count_value(tables, CONNECT, connected_ns - stream.started_ns)
     count_value(tables, HANDOFF, handed_ns - stream.started_ns)
-    tables.event[0] = _EPOLLIN
-    tables.event[_DATA_WORD] = slot
-    _epoll_ctl(run.epoll_fd, _EPOLL_CTL_ADD, stream.read_fd, run.event_address)
-    stream.is_open = 1
-    run.open_count += 1
-    run.open_count_max = max(run.open_count_max, run.open_count)
+    _watch(tables, slot)
     return True
 
 
@@ -375,6 +325,9 @@ def _start_due(tables: Tables, now_ns: int) -> int:
                 return _IDLE_WAIT_MS
             if now_ns < run.begin_ns + run.started_count * run.start_interval_ns:
                 return 1
+            if run.is_http:
+                _request(tables)
+                continue
             run.pending_slot = _prepare(tables)
         if run.pending_slot >= 0:
             if not _hand_over(tables, run.pending_slot):
@@ -408,6 +361,32 @@ def _receive(tables: Tables, slot: int) -> None:
 
 
 @compiled
+def _receive_response(tables: Tables, slot: int) -> None:
+    """As `_receive`, over HTTP. One recv: a server that is faster than we are must not keep us at one stream."""
+    run = tables.run[0]
+    stream, response = tables.streams[slot], tables.responses[slot]
+    received = _recv(stream.read_fd, run.buffer_address, tables.buffer.size, _MSG_DONTWAIT)
+    if received < 0:
+        error = _errno(tables)
+        if error not in (_EAGAIN, _EINTR):
+            finish(tables, slot, RESET, error)
+        return
+    run.receive_count += 1
+    if received == 0:
+        finish(tables, slot, _judge_response(tables, slot), 0)
+        return
+    now_ns = _clock_ns(tables)
+    if stream.first_byte_ns == 0:
+        stream.first_byte_ns = now_ns
+    scan_response(tables, slot, received, now_ns)
+    has_ended = response.framing == ENDED
+    if stream.differs_at >= 0:
+        finish(tables, slot, AFTER_END if has_ended else WRONG_BYTES, 0)
+    elif has_ended and not response.is_closing:
+        finish(tables, slot, _judge_response(tables, slot), 0)
+
+
+@compiled
 def turns_until(tables: Tables, until_ns: int) -> bool:
     """Start and read streams until that time (CLOCK_MONOTONIC) or until all have ended, which is what it returns."""
     run = tables.run[0]
@@ -416,6 +395,10 @@ def turns_until(tables: Tables, until_ns: int) -> bool:
         wait_ms = _start_due(tables, now_ns)
         ready_count = _epoll_wait(run.epoll_fd, run.events_address, EVENTS_MAX, wait_ms)
         for index in range(ready_count):
-            _receive(tables, tables.events[index * EVENT_WORDS + _DATA_WORD])
+            slot = tables.events[index * EVENT_WORDS + _DATA_WORD]
+            if run.is_http:
+                _receive_response(tables, slot)
+            else:
+                _receive(tables, slot)
         now_ns = _clock_ns(tables)
     return bool(run.finished_count >= run.total_count)

@@ -72,9 +72,42 @@ RUN = _record(
     "daemon_address_bytes",
     "tcp_address",
     "tcp_address_bytes",
+    # over HTTP; addresses and sizes of what is sent, and of what an event consists of
+    "is_http",
+    "late_ns_max",
+    "request_address",
+    "before_bytes",  # of an event: before, what is learnt, middle, the token's number, rest
+    "middle_address",
+    "middle_bytes",
+    "rest_address",
+    "rest_bytes",
+    "tail_address",  # behind the last number
+    "tail_bytes",
+    "learnt_address",
+    "digits_address",
+    "chunked_line_bytes",
+    "close_line_bytes",
 )
 
-FAULT = _record("stream", "outcome", "error_number", "status", "message_count", "byte_count", "differs_at")
+RESPONSE = _record(
+    "framing",
+    "chunk_left",
+    "size_digits",
+    "part",
+    "part_bytes",  # how much of the part has come
+    "learnt_bytes",  # an event up to its number, as this stream has it
+    "digit_count",
+    "body_bytes",
+    "is_chunked",
+    "is_closing",  # the connection ends with the response
+    "chunked_matched",
+    "close_matched",
+    "shown_bytes",
+)
+
+FAULT = _record(
+    "stream", "outcome", "error_number", "status", "message_count", "byte_count", "differs_at", "shown_bytes"
+)
 
 
 class Tables(NamedTuple):
@@ -99,4 +132,14 @@ class Tables(NamedTuple):
     event: NDArray[np.uint32]
     events: NDArray[np.uint32]
     daemon_name: NDArray[np.uint8]  # sockaddr_un
-    tcp_name: NDArray[np.uint8]  # sockaddr_in of our own listener
+    tcp_name: NDArray[np.uint8]  # sockaddr_in of our own listener, or of the HTTP server
+    # over HTTP
+    responses: NDArray[Any]  # slots x RESPONSE
+    blank_response: NDArray[Any]  # 1 x RESPONSE, as a response begins
+    learnt: NDArray[np.uint8]  # slots x LEARNT_BYTES_MAX
+    digits: NDArray[np.uint8]  # slots x DIGITS_MAX: the number of the next token
+    shown: NDArray[np.uint8]  # slots x SHOWN_BYTES_MAX: what came where it was wrong
+    fault_shown: NDArray[np.uint8]  # the same, of each fault
+    request: NDArray[np.uint8]
+    event_text: NDArray[np.uint8]  # before, middle, rest and tail
+    head_lines: NDArray[np.uint8]  # two lines of a head, which are looked for

@@ -1,4 +1,4 @@
-"""Runs the parts that are asked for and writes what they found."""
+"""Takes the measurements that are asked for and writes what they found."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import contextlib
 import importlib.metadata
 import json
 import logging
-import os
 import platform
 import subprocess
 import sys
@@ -17,37 +16,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from scripts import gpu_mel
-from scripts.gpu_mel import backend, checks, plot, profilers, several, speed, streams, through_daemon
+from scripts.gpu_mel import backend, plot, speed, streams
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from scripts.gpu_mel.rig import Results
 
-PARTS: dict[str, Callable[[Results], None]] = {
-    "check": checks.check,
-    "sanitize": checks.sanitize,
-    "device": speed.device,
-    "bus": speed.bus,
-    "latency": speed.latency,
-    "streams": streams.streams,
-    "realtime": streams.realtime,
-    "leaks": checks.leaks,
-    "profile": profilers.profile,
-}
-# Asked for by name alone.
-OTHERS: dict[str, Callable[[Results], None]] = {
-    "backend": backend.backend,
-    "daemon": through_daemon.through_daemon,
-    "several": several.several,
-    "faults": several.faults,
-    "kernel": speed.kernel,
-    "small": checks.small,
-    "busy": profilers.busy,
-    "driver": several.driver,
-    "fault_paced": several.fault_paced,
-    "fault_hard": several.fault_hard,
-    "fault_trap": several.fault_trap,
+MEASUREMENTS: dict[str, tuple[Callable[[Results], None], ...]] = {
+    "engine": (speed.device, speed.bus, speed.latency, streams.streams, streams.realtime),
+    "backend": (backend.backend,),
 }
 
 
@@ -79,11 +57,11 @@ def _markdown(results: Results) -> str:
     return "\n".join(lines)
 
 
-def _run(name: str, results: Results) -> bool:
-    started = time.perf_counter()
+def _run(measure: Callable[[Results], None], results: Results) -> bool:
+    name, started = measure.__name__, time.perf_counter()
     try:
-        (PARTS | OTHERS)[name](results)
-    except Exception as error:  # noqa: BLE001  (a GPU's time is short: the other parts go on)
+        measure(results)
+    except Exception as error:  # noqa: BLE001  (a GPU's time is short: the others go on)
         results[f"{name} failed"] = "".join(traceback.format_exception(error))
         return False
     finally:
@@ -98,24 +76,24 @@ def _write(results: Results, folder: Path) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the parts; 1 if one of them failed."""
+    """Take the measurements; 1 if a part of one failed."""
     parser = argparse.ArgumentParser(
         prog="python -m scripts.gpu_mel", description=(gpu_mel.__doc__ or "").partition("\n")[0]
     )
-    parser.add_argument("parts", nargs="*", help=f"of {', '.join([*PARTS, *OTHERS])} (default: the first {len(PARTS)})")
+    parser.add_argument("measurements", nargs="*", help=f"of {', '.join(MEASUREMENTS)} (default: all)")
     parser.add_argument("--out", type=Path, help="where the results go")
-    parser.add_argument("--gpus", type=int, help="use so many GPUs at most (default: all)")
-    parser.add_argument("--audio", help="what `backend`, `daemon` and `faults` stream: mono, 16 kHz (default: chords)")
+    parser.add_argument("--audio", help="what `backend` streams: mono, 16 kHz (default: chords)")
     options = parser.parse_args(arguments)
-    if options.gpus is not None:
-        os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, range(options.gpus)))
+    names = cast("list[str]", options.measurements) or list(MEASUREMENTS)
+    if unknown := [name for name in names if name not in MEASUREMENTS]:
+        parser.error(f"unknown measurement {', '.join(unknown)}: there are {', '.join(MEASUREMENTS)}")
     logging.basicConfig(level=logging.WARNING)
     results: Results = {"environment": _environment()}
     if options.audio is not None:
         results["audio"] = options.audio
     failed = False
-    for name in cast("list[str]", options.parts) or PARTS:
-        failed |= not _run(name, results)
+    for measure in (measure for name in names for measure in MEASUREMENTS[name]):
+        failed |= not _run(measure, results)
         if options.out is not None:
             _write(results, options.out)
     if options.out is not None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import json
 import threading
 import time
@@ -15,8 +14,7 @@ import numpy as np
 from backends.interface import Fields, Request
 from backends.mel import reference, spec
 from backends.mel.backend import Mel
-from backends.mel.formats import BLOCK, NUMBER_TYPES
-from scripts import make_audio, mel_client
+from scripts import make_audio
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -24,11 +22,8 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from backends.mel.cuda.engine import CudaEngine
-    from scripts.gpu_mel.rig import Results
 
     Features = npt.NDArray[np.float64]
-
-_NAMES = {number: name for name, number in NUMBER_TYPES.items()}
 
 
 class Sound(NamedTuple):
@@ -48,12 +43,12 @@ class Sound(NamedTuple):
         return reference.features(self.samples, bins, normalisation)
 
 
-def sound(results: Results, folder: Path, seconds: float = 30.0) -> Sound:
-    """So much of the file of `--audio`, again and again, or of chords where there is none, as a WAV file."""
+def sound(folder: Path, seconds: float = 30.0, audio: str | None = None) -> Sound:
+    """So much of a file, again and again, or of chords where none is given, as a WAV file."""
     count = round(seconds * spec.SAMPLE_RATE_HZ)
-    if results.get("audio"):
+    if audio is not None:
         soundfile: Any = __import__("soundfile")
-        samples, rate_hz = soundfile.read(results["audio"], dtype="int16")
+        samples, rate_hz = soundfile.read(audio, dtype="int16")
         if rate_hz != spec.SAMPLE_RATE_HZ or samples.ndim != 1:
             raise ValueError("--audio: a mono file of 16 kHz is expected")
     else:
@@ -109,44 +104,6 @@ def stream(mel: Mel, made: Request) -> Streamed:
         streamed.times_s.append(time.perf_counter())
         streamed.pieces.append(piece)
     return streamed
-
-
-def frames_of(pieces: list[bytes], form: str) -> Features:
-    """The frames of one stream; ValueError where it is not whole."""
-    data = b"".join(pieces)
-    parts: list[Features] = []
-    ended = False
-    if form == "binary":
-        while data:
-            _, number_type, kind, bins, first, count = BLOCK.unpack_from(data)
-            ended = kind == 1
-            dtype = np.dtype(_NAMES[number_type])
-            size = BLOCK.size + count * bins * dtype.itemsize
-            if kind == 0:
-                numbers = np.frombuffer(data[BLOCK.size : size], dtype)
-                parts.append(_part(numbers.reshape(count, bins), first, parts))
-            data = data[size:]
-    else:
-        *lines, last = data.replace(b"data: ", b"").split()
-        ended = last == b"[DONE]" if form == "sse" else b'"end"' in last
-        for line in lines:
-            said = json.loads(line)
-            numbers = np.frombuffer(base64.b64decode(said["frames"]), said["dtype"])
-            parts.append(_part(numbers.reshape(said["count"], said["bins"]), said["first"], parts))
-    if not ended:
-        raise ValueError("the stream has no end")
-    return np.concatenate(parts)
-
-
-def _part(numbers: npt.NDArray[Any], first: int, parts: list[Features]) -> Features:
-    if first != sum(map(len, parts)):
-        raise ValueError(f"frame {first} came out of turn")
-    return numbers.astype(np.float64)
-
-
-def error_of(streamed: Streamed, form: str, expected: Features, dtype: str, normalisation: str) -> float:
-    """The greatest difference from the specification; mel_client.ClientError where one is too great."""
-    return mel_client.compare(frames_of(streamed.pieces, form), expected, dtype, normalisation)
 
 
 def on_threads(count: int, work: Callable[[int], None]) -> float:

@@ -33,9 +33,9 @@ CHUNK = spec.FFT_SAMPLES + spec.HOP_SAMPLES * (CHUNK_FRAMES - 1)
 Results = dict[str, Any]
 
 
-def noise(shape: tuple[int, ...], sample_type: str, *, soft: bool = False) -> npt.NDArray[Any]:
-    """Audio of no particular kind, fresh each time; `soft`: its second half is, so that the clamp has work."""
-    random = np.random.default_rng()
+def noise(shape: tuple[int, ...], sample_type: str, *, soft: bool = False, seed: int = 0) -> npt.NDArray[Any]:
+    """Audio of no particular kind; `soft`: its second half is, so that the clamp has work."""
+    random = np.random.default_rng(seed)
     samples = random.standard_normal(shape, np.float32) * np.float32(0.1)
     if soft:
         samples[..., shape[-1] // 2 :] *= np.float32(1e-4)
@@ -144,3 +144,17 @@ class Rig:
         """Give the device back."""
         del self.samples, self.table, self.frames, self.extremes, self.log_mel, self.clamp
         self.device.close()
+
+
+def run_small() -> None:
+    """A little of each CUDA kernel, for a tool that is slow."""
+    for bins in spec.MEL_BINS:
+        rig = Rig("int16", "float32", bins, 2, 16_000)
+        rig.put(rig.samples, noise((2, 16_000), "int16"))
+        rig.run()
+        rig.stream.wait()
+        rig.close()
+
+
+if __name__ == "__main__":
+    run_small()

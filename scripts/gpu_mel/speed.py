@@ -61,14 +61,6 @@ def _others_on_device() -> Results:
     return found
 
 
-def kernel(results: Results) -> None:
-    """The CUDA kernels alone, once: for a look at a change."""
-    rig = Rig("int16", "float32", 80, CLIPS, CLIP)
-    rig.put(rig.samples, np.tile(noise((8, CLIP), "int16"), (CLIPS // 8, 1)))
-    results["log10 alone, whisper"] = million_s(rig.milliseconds(clamp=False)), million_s(rig.milliseconds())
-    rig.close()
-
-
 def bus(results: Results) -> None:
     """512 clips of 30 s from page-locked int16 to page-locked features, and the bare copies as the limit."""
     torch = Torch()

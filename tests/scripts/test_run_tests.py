@@ -238,12 +238,15 @@ def test_the_base_has_one_name() -> None:
 
 
 def test_each_test_runs_in_one_of_the_parts_that_share_nothing() -> None:
-    """`fast`, `programs`, `alone` and `cudasim` divide all tests among them."""
-    names = ("serial", "apache", "browser", "soak", "external", "cudasim")
-    for marked in ({}, *({name: True} for name in names), {"browser": True, "serial": True}):
+    """`fast`, `programs`, `alone` and `cudasim` divide all tests among them but those of real GPUs."""
+    names = ("serial", "apache", "browser", "soak", "external", "cudasim", "gpu")
+    for marked in ({}, *({name: True} for name in names[:-1]), {"browser": True, "serial": True}):
         values = {name: marked.get(name, False) for name in names}
         parts = [name for name in ("fast", "programs", "alone", "cudasim") if _selects(run_tests.PARTS[name], values)]
         assert len(parts) == 1, f"{marked} runs in {parts}"
+    assert not any(
+        _selects(part, {name: name == "gpu" for name in (*names, "plane")}) for part in run_tests.PARTS.values()
+    )
 
 
 def _selects(part: run_tests.Part, values: dict[str, bool]) -> bool:

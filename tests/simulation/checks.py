@@ -410,7 +410,7 @@ def check_at_rest(plane: Plane) -> None:
         numbers = walk(links["next"], int(head))
         check(sorted(numbers) == list(range(len(links))), f"of the {name}s only {sorted(numbers)} are free")
     check(shared.timers_scheduled == 0, f"{shared.timers_scheduled} timers are left")
-    check((plane.buckets["head"] == -1).all(), "a bucket of the wheel is occupied")
+    check((plane.buckets["first"] == -1).all(), "a bucket of the wheel is occupied")
     check(not plane.words["bits"].any(), f"an occupied bit of the wheel's {BUCKET_COUNT} is left")
     check(shared.ready_head < 0, "a slot is left on the ready list")
     check(shared.parked_count == shared.adopted_count == shared.stray_count == shared.stray_in_flight == 0, "waiting")

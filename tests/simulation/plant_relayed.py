@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from daemon.plane import connection_state as cs
 from daemon.plane import connections as c
 from daemon.plane import entries as e
 from daemon.plane import messages as m
@@ -75,7 +76,7 @@ def _close_while_receiving(simulation: Simulation) -> None:
     connections = simulation.plane.connections
 
     def act() -> None:
-        connections["in_flight"][connections["state"] == c.CLOSING] &= ~c.RECEIVE_BIT
+        connections["in_flight"][connections["state"] == cs.CLOSING] &= ~c.RECEIVE_BIT
 
     _each_turn(simulation, act)
 
@@ -113,7 +114,7 @@ def _keep_what_must_close(simulation: Simulation) -> None:
     connections = simulation.plane.connections
 
     def act() -> None:
-        busy = connections["state"] == c.BUSY
+        busy = connections["state"] == cs.BUSY
         connections["flags"][busy] = (connections["flags"][busy] | c.KEEPABLE) & ~c.UNTIL_CLOSE
 
     _each_turn(simulation, act)
@@ -124,7 +125,7 @@ def _end_an_answer_early(simulation: Simulation) -> None:
     connections, done = simulation.plane.connections, set[tuple[int, int]]()
 
     def act() -> None:
-        counted = (connections["state"] == c.BUSY) & (connections["body_state"] == COUNTED)
+        counted = (connections["state"] == cs.BUSY) & (connections["body_state"] == COUNTED)
         for number in (counted & (connections["body_remaining"] > 1)).nonzero()[0].tolist():
             key = number, int(connections[number].request_address)
             if key not in done:
@@ -139,7 +140,7 @@ def _send_a_request_twice(simulation: Simulation) -> None:
     connections, done = simulation.plane.connections, set[tuple[int, int]]()
 
     def act() -> None:
-        whole = (connections["state"] == c.BUSY) & (connections["request_sent"] == connections["request_bytes"])
+        whole = (connections["state"] == cs.BUSY) & (connections["request_sent"] == connections["request_bytes"])
         for number in (whole & (connections["request_bytes"] > 0)).nonzero()[0].tolist():
             key = number, int(connections[number].generation)
             if key not in done:

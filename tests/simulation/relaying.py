@@ -9,7 +9,7 @@ from __future__ import annotations
 import ctypes
 from typing import TYPE_CHECKING, Any
 
-from daemon.plane import connections as c
+from daemon.plane import connection_state as cs
 from daemon.plane import counters
 from daemon.plane import entries as e
 from daemon.plane import messages as m
@@ -308,7 +308,7 @@ class Relaying:
         """Whether there was an idle connection to close, when the turn that has just been began or within it."""
         for socket in self.sockets:
             record = self._record(socket)
-            if socket.idle_active_ns >= 0 or (record is not None and record.state in (c.IDLE, c.CLOSING)):
+            if socket.idle_active_ns >= 0 or (record is not None and record.state in (cs.IDLE, cs.CLOSING)):
                 return True
         return False
 
@@ -328,7 +328,7 @@ class Relaying:
         if exchange is None or record is None or record.slot < 0:
             return exchange
         attempt = self._attempt_of(int(record.slot))
-        if not exchange.is_detached and (record.state != c.BUSY or attempt is exchange.attempt):
+        if not exchange.is_detached and (record.state != cs.BUSY or attempt is exchange.attempt):
             return exchange
         check(attempt is not None, f"descriptor {socket.fd} serves nobody")
         assert attempt is not None
@@ -373,15 +373,15 @@ class Relaying:
 
     def _look_at(self, socket: UpstreamSocket, state: int, slot: int) -> None:
         """An open descriptor: its record is its own, as long as it is not closed."""
-        exchange = self._exchange_of(socket) if state == c.BUSY else socket.exchange
+        exchange = self._exchange_of(socket) if state == cs.BUSY else socket.exchange
         assert exchange is not None
-        if state == c.CLOSING:
+        if state == cs.CLOSING:
             exchange.is_abandoned = True
             exchange.is_detached |= slot < 0
         elif slot < 0 and not exchange.is_detached:
             exchange.is_detached = True
             self._check_let_go(exchange)
-        if state != c.IDLE:
+        if state != cs.IDLE:
             socket.idle_active_ns = -1
         elif socket.idle_active_ns < 0:
             check(exchange.can_be_kept, f"descriptor {socket.fd} is kept, but its answer has not ended well")

@@ -1,13 +1,12 @@
 """The pipe that takes commands to the data plane: written whole, at most 4,096 bytes at a time, never blocking.
 
-`CommandWriter` is the main thread's, `CommandBatches` that of the transfers' thread. A worker writes its own commands
-to the same pipe (daemon/control/workers/thread.py), which the kernel keeps apart.
+`CommandWriter` is the main thread's, `CommandBatches` the transfers' thread's. A worker has one command at a time and
+calls `write_whole`. The kernel keeps the writes of several threads apart.
 """
 
 from __future__ import annotations
 
 import os
-import select
 from collections import deque
 from typing import TYPE_CHECKING
 
@@ -22,119 +21,47 @@ if TYPE_CHECKING:
     from daemon.plane.command_records import Command
 
 
-class CommandWriter:
-    """The main thread's end of the command pipe. What one callback produced leaves in as few writes as possible."""
+def write_whole(fd: int, data: bytes) -> bool:
+    """Write at most 4,096 bytes, whole or not at all: False when the pipe has no room.
 
-    __slots__ = ("_batch", "_batch_bytes", "_closed", "_fd", "_flush_is_due", "_flush_when_due", "_loop", "_waiting")
+    Raises:
+        BrokenPipeError: the plane's thread has ended, which the service notices by itself.
+    """
+    try:
+        written = os.write(fd, data)
+    except BlockingIOError:
+        return False
+    assert written == len(data), "the kernel split a write of at most PIPE_BUF bytes"
+    return True
 
-    def __init__(self, fd: int, loop: asyncio.AbstractEventLoop) -> None:
-        """`fd` must not block. It is not closed here."""
+
+class CommandBatches:
+    """Commands for the plane, as many as possible in one write. What finds no room waits, and the order is kept."""
+
+    __slots__ = ("_batch", "_batch_bytes", "_fd", "_is_closed", "_is_watching", "_waiting", "_watch_room")
+
+    def __init__(self, fd: int, watch_room: Callable[[bool], None]) -> None:
+        """`fd` must not block; it is not closed here.
+
+        `watch_room(True)` asks the caller to call `drain` whenever the pipe has room, until `watch_room(False)`.
+        """
         self._fd = fd
-        self._loop = loop
+        self._watch_room = watch_room
+        self._is_watching = False
+        self._is_closed = False
         self._batch: list[bytes] = []
         self._batch_bytes = 0
-        self._closed = False
-        self._flush_is_due = False
-        self._flush_when_due = essential("commands to the data plane", self._flush_soon)
         # Batches the pipe had no room for, and callbacks that wait behind them. Bounded by what admission has open:
         # a stream gets few commands from here, and no handoff comes while the plane does not read.
         self._waiting: deque[bytes | Callable[[], None]] = deque()
 
-    def add(self, command: bytes) -> None:
-        """Send a command with the next flush."""
-        self._batch_bytes += len(command)
-        if self._batch_bytes > MESSAGE_BYTES_MAX:
-            self._write_batch()
-            self._batch_bytes = len(command)
-        self._batch.append(command)
-
-    def send(self, command: Command) -> None:
-        """Pack a command without a payload and send it now."""
-        self.add(pack(command))
-        self.flush()
-
-    def add_soon(self, command: bytes) -> None:
-        """Send a command after the callbacks that are ready now: theirs leave in the same write."""
-        self.add(command)
-        if not self._flush_is_due:
-            self._flush_is_due = True
-            self._loop.call_soon(self._flush_when_due)
-
-    def _flush_soon(self) -> None:
-        self._flush_is_due = False
-        self.flush()
-
-    def flush(self) -> None:
-        """Send what was added. Called at the end of every callback that adds commands."""
-        if self._batch:
-            self._write_batch()
-
-    def after_flush(self, callback: Callable[[], None]) -> None:
-        """Call back once everything added until now is in the pipe: what a worker sends must come behind it."""
-        self.flush()
-        if self._waiting:
-            self._waiting.append(callback)
-        else:
-            callback()
-
     @property
     def waiting_count(self) -> int:
-        """Batches that wait for room in the pipe."""
+        """Batches and callbacks that wait for room in the pipe."""
         return len(self._waiting)
 
-    def _write_batch(self) -> None:
-        data = b"".join(self._batch)
-        self._batch.clear()
-        self._batch_bytes = 0
-        if self._waiting or not self._write(data):
-            if not self._waiting:
-                self._loop.add_writer(self._fd, essential("commands to the data plane", self._drain))
-            self._waiting.append(data)
-
-    def _write(self, data: bytes) -> bool:
-        """False when the pipe has no room. At most 4,096 bytes go whole or not at all."""
-        if self._closed:
-            return True
-        try:
-            written = os.write(self._fd, data)
-        except BlockingIOError:
-            return False
-        except BrokenPipeError:
-            # The plane's thread has ended, which the service notices by itself; nobody is left to be commanded.
-            self._closed = True
-            return True
-        assert written == len(data), "the kernel split a write of at most PIPE_BUF bytes"
-        return True
-
-    def _drain(self) -> None:
-        while self._waiting:
-            item = self._waiting[0]
-            if not isinstance(item, bytes):
-                self._waiting.popleft()
-                item()
-            elif self._write(item):
-                self._waiting.popleft()
-            else:
-                return
-        self._loop.remove_writer(self._fd)
-
-
-class CommandBatches:
-    """Commands for the plane, many in one write. What finds no room waits; its senders look at `is_blocked`."""
-
-    __slots__ = ("_batch", "_batch_bytes", "_epoll", "_fd", "_is_closed", "_waiting")
-
-    def __init__(self, fd: int, epoll: select.epoll) -> None:
-        """`fd` must not block; it is put into `epoll` while there is no room in it."""
-        self._fd = fd
-        self._epoll = epoll
-        self._is_closed = False
-        self._batch: list[bytes] = []
-        self._batch_bytes = 0
-        self._waiting: deque[bytes] = deque()
-
     def is_blocked(self) -> bool:
-        """Whether the pipe was full: nothing but the rest of what was begun may be added."""
+        """Whether something waits for room."""
         return bool(self._waiting)
 
     def add(self, command: bytes) -> None:
@@ -153,28 +80,77 @@ class CommandBatches:
         data = b"".join(self._batch)
         self._batch.clear()
         self._batch_bytes = 0
+        if self._waiting or not self._write(data):
+            self._waiting.append(data)
+            if not self._is_watching:
+                self._is_watching = True
+                self._watch_room(True)
+
+    def after_flush(self, callback: Callable[[], None]) -> None:
+        """Call back once everything added until now is in the pipe: what a worker sends must come behind it."""
+        self.flush()
         if self._waiting:
-            self._waiting.append(data)
-        elif not self._write(data):
-            self._waiting.append(data)
-            self._epoll.register(self._fd, select.EPOLLOUT)
+            self._waiting.append(callback)
+        else:
+            callback()
 
     def drain(self) -> None:
-        """There is room again."""
-        while self._waiting and self._write(self._waiting[0]):
-            self._waiting.popleft()
-        if not self._waiting:
-            self._epoll.unregister(self._fd)
+        """The pipe has room again."""
+        while self._waiting:
+            item = self._waiting[0]
+            if not isinstance(item, bytes):
+                self._waiting.popleft()
+                item()
+            elif self._write(item):
+                self._waiting.popleft()
+            else:
+                return
+        self._is_watching = False
+        self._watch_room(False)
 
     def _write(self, data: bytes) -> bool:
-        if self._is_closed:
-            return True
+        """False when the pipe has no room. Where the plane has ended, commands are dropped."""
         try:
-            written = os.write(self._fd, data)
-        except BlockingIOError:
-            return False
+            return self._is_closed or write_whole(self._fd, data)
         except BrokenPipeError:
-            self._is_closed = True  # the plane is gone; the service ends the process
+            self._is_closed = True
             return True
-        assert written == len(data), "the kernel split a write of at most PIPE_BUF bytes"
-        return True
+
+
+class CommandWriter(CommandBatches):
+    """The main thread's end. What one callback of the event loop produced leaves in as few writes as possible.
+
+    `flush` is called at the end of every callback that adds commands.
+    """
+
+    __slots__ = ("_drain_when_due", "_flush_is_due", "_flush_when_due", "_loop")
+
+    def __init__(self, fd: int, loop: asyncio.AbstractEventLoop) -> None:
+        """`fd` must not block; it is not closed here."""
+        super().__init__(fd, self._watch)
+        self._loop = loop
+        self._flush_is_due = False
+        self._flush_when_due = essential("commands to the data plane", self._flush_soon)
+        self._drain_when_due = essential("commands to the data plane", self.drain)
+
+    def send(self, command: Command) -> None:
+        """Pack a command without a payload and send it now."""
+        self.add(pack(command))
+        self.flush()
+
+    def add_soon(self, command: bytes) -> None:
+        """Send a command after the callbacks that are ready now: theirs leave in the same write."""
+        self.add(command)
+        if not self._flush_is_due:
+            self._flush_is_due = True
+            self._loop.call_soon(self._flush_when_due)
+
+    def _flush_soon(self) -> None:
+        self._flush_is_due = False
+        self.flush()
+
+    def _watch(self, is_wanted: bool) -> None:
+        if is_wanted:
+            self._loop.add_writer(self._fd, self._drain_when_due)
+        else:
+            self._loop.remove_writer(self._fd)

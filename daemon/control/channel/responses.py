@@ -110,18 +110,14 @@ def problem(
     """
     detail = _sayable(detail, DETAIL_CHARACTERS_MAX)
     if style == "openai":
-        kind = b"application/json"
+        kind = "application/json"
         body = envelope(status, detail, code, None if param is None else _sayable(str(param), PARAM_CHARACTERS_MAX))
     else:
-        kind = b"application/problem+json"
+        kind = "application/problem+json"
         body = msgspec.json.encode(
             {"type": "about:blank", "title": phrase(status), "status": status, "detail": detail, "code": code}
         )
-    retry = b"Retry-After: %d\r\n" % retry_after_s if retry_after_s > 0 else b""
-    head = b"HTTP/1.1 %d %b\r\nContent-Type: %b\r\nContent-Length: %d\r\nCache-Control: no-store\r\n" % (
-        status, phrase(status).encode(), kind, len(body),
-    )  # fmt: skip
-    return head + retry + lines + b"Connection: close\r\n\r\n" + body
+    return answer_of(status, kind, body, retry_after_s, lines)
 
 
 def answer_of(status: int, content_type: str, body: bytes, retry_after_s: int = 0, lines: bytes = b"") -> bytes:

@@ -67,7 +67,7 @@ class TransferLoop:
         self._wake_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._epoll.register(event_fd, select.EPOLLIN)
         self._epoll.register(self._wake_fd, select.EPOLLIN)
-        self._commands = CommandBatches(command_fd, self._epoll)
+        self._commands = CommandBatches(command_fd, self._watch_room)
         self._leftover = b""
         # From the main thread. Appending and taking are atomic; the eventfd orders them.
         self._requests: deque[Transfer | Cancel] = deque()
@@ -385,6 +385,13 @@ class TransferLoop:
             else:
                 touched.clear()
             commands.flush()
+
+    def _watch_room(self, is_wanted: bool) -> None:
+        """While the command pipe is full, nothing is pushed but the rest of what was begun."""
+        if is_wanted:
+            self._epoll.register(self._command_fd, select.EPOLLOUT)
+        else:
+            self._epoll.unregister(self._command_fd)
 
     def _push_at_length(self, transfer: Transfer) -> None:
         """As above, for what is not once per token: a beginning, an end, much at once, little credit."""

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Protocol, cast
 from backends.interface import BackendError, BodyTruncated, Cancelled, paced_chunks
 from backends.relay import Relay
 from backends.sse import content_event
+from daemon.control.channel.command_pipe import write_whole
 from daemon.control.channel.commands import pack, pack_push
 from daemon.control.channel.events import READ_BYTES, whole_records, worker_events
 from daemon.control.channel.responses import STANDARD_HEAD, either
@@ -247,12 +248,9 @@ class WorkerThread:
 
     def _try_write(self, command: bytes) -> bool:
         try:
-            os.write(self._command_fd, command)
-        except BlockingIOError:
-            return False
+            return write_whole(self._command_fd, command)
         except BrokenPipeError:
             raise Cancelled from None  # the plane is gone; the service ends the process
-        return True
 
     # ------------------------------------------------------------------------------------------------- events
 

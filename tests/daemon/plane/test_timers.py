@@ -92,7 +92,7 @@ def test_the_wheel_fires_what_a_list_would(start_ns: int, steps: list[tuple[str,
             assert all(naive.times.pop(slot)[0] <= now_ns for slot in fired)
         assert shared.timers_scheduled == len(naive.times)
         _check_next(shared, naive, now_ns)
-    occupied = plane.buckets["head"] >= 0
+    occupied = plane.buckets["first"] >= 0
     bits = [bool(int(plane.words["bits"][n >> 5]) >> (n & 31) & 1) for n in range(BUCKET_COUNT)]
     assert occupied.tolist() == bits
 

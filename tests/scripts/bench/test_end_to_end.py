@@ -21,7 +21,8 @@ from scripts.bench import processes, report
 from scripts.bench.__main__ import main
 from scripts.bench.load import Plan, run_load
 from scripts.bench.probe import STANDARD_HEAD, ProbeError, hand_over, learn
-from scripts.bench.reading import NUMBER_FIRST, OUTCOMES
+from scripts.bench.reading import AFTER_END, OUTCOMES
+from scripts.bench.scanning import NUMBER_FIRST
 from scripts.bench.tables import render
 
 if TYPE_CHECKING:
@@ -317,4 +318,4 @@ def test_a_null_handoff_is_one_byte(tmp_path: Path) -> None:
 
 
 def test_every_outcome_has_a_name() -> None:
-    assert len(OUTCOMES) == len(set(OUTCOMES)) == 15
+    assert len(OUTCOMES) == len(set(OUTCOMES)) == AFTER_END + 1

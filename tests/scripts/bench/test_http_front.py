@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from typing import TYPE_CHECKING
 
 import pytest
@@ -22,8 +21,6 @@ if TYPE_CHECKING:
 BEGINNING = opening("0123456789abcdef01234567", 1_795_269_625)
 BODY = f"{BEGINNING}0{AFTER_NUMBER}{BEGINNING}1{AFTER_LAST_NUMBER}"
 
-needs_a_compiler = pytest.mark.skipif(shutil.which("cc") is None, reason="the clients are written in C")
-
 
 def test_a_right_body_is_right_byte_for_byte() -> None:
     assert completion_events.is_right(BODY, 2)
@@ -32,7 +29,6 @@ def test_a_right_body_is_right_byte_for_byte() -> None:
     assert not completion_events.is_right(BODY, 3)
 
 
-@needs_a_compiler
 def test_the_daemon_beside_a_plain_application(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     output = tmp_path / "result.json"
     arguments = ["--scenario", "http-first", "--total", "40", "--rounds", "2", "--output", str(output)]
@@ -49,7 +45,6 @@ def test_the_daemon_beside_a_plain_application(tmp_path: Path, capsys: pytest.Ca
     assert "CPU us per stream, main thread" in shown
 
 
-@needs_a_compiler
 def test_a_rate_is_kept_and_every_token_there(tmp_path: Path) -> None:
     output = tmp_path / "result.json"
     arguments = ["--scenario", "http-rate", "--messages", "120000", "--total", "1", "--output", str(output)]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import shutil
 import socket
 import struct
 import threading
@@ -12,13 +11,12 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from scripts.bench import completion_events, http_load
+from scripts.bench import completion_events
 from scripts.bench.completion_events import AFTER_LAST_NUMBER, AFTER_NUMBER, opening
 from scripts.bench.http_load import HttpPlan, run_http_load
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Sequence
-    from pathlib import Path
 
 HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\nTransfer-Encoding: chunked\r\nConnection: close\r\n\r\n"
 STAYING = HEAD.replace(b"Connection: close\r\n", b"")
@@ -30,8 +28,6 @@ LAST = f"{BEGINNING}{TOKENS - 1}{AFTER_LAST_NUMBER}"
 END = b"0\r\n\r\n"
 DONE = "data: [DONE]\n\n"
 ERROR = 'event: error\ndata: {"error":{}}\n\n'
-
-pytestmark = pytest.mark.skipif(shutil.which("cc") is None, reason="the clients are written in C")
 
 
 def chunked(*pieces: str) -> bytes:
@@ -133,21 +129,15 @@ def serving(answers: Sequence[bytes], *, piece_bytes: int = 0, is_held: bool = F
         server.stop()
 
 
-@pytest.fixture(scope="module")
-def program() -> Generator[Path]:
-    with http_load.built() as found:
-        yield found
-
-
 def plan(total: int, stall_timeout_s: float = 60.0) -> HttpPlan:
     return HttpPlan(streams=1, total=total, tokens=TOKENS, stall_timeout_s=stall_timeout_s)
 
 
 @pytest.mark.parametrize("name", ANSWERS)
-def test_an_answer_is_judged(program: Path, name: str) -> None:
+def test_an_answer_is_judged(name: str) -> None:
     outcome, answer = ANSWERS[name]
     with serving([answer]) as server:
-        figures = run_http_load(program, plan(1), server.port)
+        figures = run_http_load(plan(1), server.port)
     assert figures["outcomes"] == {outcome: 1}
     assert server.requests == [completion_events.request(TOKENS, server.port)]
     assert figures["failed"] == (outcome != "complete")
@@ -155,16 +145,16 @@ def test_an_answer_is_judged(program: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["one event a chunk", "a token is missing", "chunks of 7", "no [DONE]"])
-def test_byte_by_byte_the_same(program: Path, name: str) -> None:
+def test_byte_by_byte_the_same(name: str) -> None:
     outcome, answer = ANSWERS[name]
     with serving([answer], piece_bytes=1) as server:
-        figures = run_http_load(program, plan(1), server.port)
+        figures = run_http_load(plan(1), server.port)
     assert figures["outcomes"] == {outcome: 1}
 
 
-def test_streams_one_after_another_are_counted(program: Path) -> None:
+def test_streams_one_after_another_are_counted() -> None:
     with serving([GOOD] * 30) as server:
-        figures = run_http_load(program, plan(30), server.port)
+        figures = run_http_load(plan(30), server.port)
     assert (figures["complete"], figures["messages"], figures["open_max"]) == (30, 30 * TOKENS, 1)
     assert figures["bytes"] == 30 * len(GOOD)
     assert figures["statuses"] == {"200": 30}
@@ -173,41 +163,27 @@ def test_streams_one_after_another_are_counted(program: Path) -> None:
     assert 0 < first["p50"] <= whole["p50"] <= whole["max"] < figures["wall_s"] * 1e9
 
 
-def test_where_it_went_wrong_is_told(program: Path) -> None:
+def test_where_it_went_wrong_is_told() -> None:
     _, wrong = ANSWERS["a token is missing"]
     with serving([GOOD, wrong, GOOD]) as server:
-        figures = run_http_load(program, plan(3), server.port)
+        figures = run_http_load(plan(3), server.port)
     (fault,) = figures["faults"]
     assert (fault["stream"], fault["message_count"]) == (1, 4)
     assert fault["differs_at"] == len("".join(EVENTS[:4])) + len(BEGINNING)
     assert fault["shown"].startswith("5 ")
 
 
-def test_a_reset_and_a_server_that_is_not_there(program: Path) -> None:
+def test_a_reset_and_a_server_that_is_not_there() -> None:
     with serving([RESET]) as server:
-        figures = run_http_load(program, plan(1), server.port)
+        figures = run_http_load(plan(1), server.port)
     assert figures["outcomes"] == {"reset": 1}
-    figures = run_http_load(program, plan(2), server.port)
+    figures = run_http_load(plan(2), server.port)
     assert figures["outcomes"] == {"connect_failed": 2}
 
 
-def test_silence_ends_the_run(program: Path) -> None:
+def test_silence_ends_the_run() -> None:
     begin = time.monotonic()
     with serving([GOOD[:900]], is_held=True) as server:
-        figures = run_http_load(program, plan(1, stall_timeout_s=0.5), server.port)
+        figures = run_http_load(plan(1, stall_timeout_s=0.5), server.port)
     assert figures["outcomes"] == {"stalled": 1}
     assert 0.5 <= time.monotonic() - begin < 5
-
-
-def test_a_source_that_does_not_compile_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    broken = tmp_path / "broken.c"
-    broken.write_text("int main(void) { return nothing; }\n")
-    monkeypatch.setattr(http_load, "SOURCE", broken)
-    with pytest.raises(RuntimeError, match=r"broken\.c could not be compiled:(.|\n)*nothing"), http_load.built():
-        pass
-
-
-def test_no_compiler_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(RuntimeError, match="install a compiler"), http_load.built():
-        pass

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scripts.bench.percentiles import PERCENTILES, bucket_middle, distribution, percentiles_ns
-from scripts.bench.reading import BUCKET_COUNT, LATENESS, VALUE_BITS, bucket_of, count_value
+from scripts.bench.scanning import BUCKET_COUNT, LATENESS, VALUE_BITS, bucket_of, count_value
 from scripts.bench.tables import allocate
 
 LARGEST = (1 << VALUE_BITS) - 1

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scripts.bench.probe import STANDARD_HEAD, message_count, without_comments
-from scripts.bench.reading import BETWEEN, LATENESS, NUMBER_FIRST, scan
+from scripts.bench.scanning import BETWEEN, LATENESS, NUMBER_FIRST, scan
 from scripts.bench.tables import NUMBER_PLACEHOLDER, allocate, render, template
 
 if TYPE_CHECKING:
