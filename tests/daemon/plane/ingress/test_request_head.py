@@ -307,6 +307,20 @@ def test_a_name_is_told_from_every_other_that_differs_in_one_bit(span: int) -> N
             assert bool(HEAD["present"] & (1 << span)) == (bytes(other).lower() == name)
 
 
+@pytest.mark.parametrize("byte", range(256))
+def test_where_each_byte_may_stand(byte: int) -> None:
+    it = bytes((byte,))
+    is_visible, is_letter = 33 <= byte <= 126, it.isalnum()
+    may_stand = {
+        GET + b"\r\nHost: a\r\nA" + it + b"b: c\r\n\r\n": is_letter or it in b"!#$%&'*+-.^_`|~:",
+        GET + b"\r\nHost: a\r\nA: b" + it + b"c\r\n\r\n": is_visible or it in b"\t " or byte >= 128,
+        GET + b"\r\nHost: a" + it + b"b\r\n\r\n": is_letter or it in b"%-._~",
+        b"GET /a" + it + b"b HTTP/1.1\r\nHost: a\r\n\r\n": is_visible and it != b"#",
+        b"GET http://a" + it + b"b/ HTTP/1.1\r\nHost: a\r\n\r\n": is_letter or it in b"%-._~/?",
+    }
+    assert [read(wire) == len(wire) for wire in may_stand] == list(may_stand.values())
+
+
 def test_limits() -> None:
     line = b"A: " + b"b" * (r.LINE_BYTES_MAX - 5)
     accept(GET, HOST, line)
