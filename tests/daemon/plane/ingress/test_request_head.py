@@ -64,6 +64,7 @@ REFUSED = [
     (faults.TARGET, lines(b"GET  / HTTP/1.1", HOST)),
     (faults.REQUEST_LINE, lines(b"GET HTTP/1.1", HOST)),
     (faults.REQUEST_LINE, lines(b"GET / HTTP/1.1 ", HOST)),
+    (faults.REQUEST_LINE, lines(b"GET /abHTTP/1.1", HOST)),
     (faults.REQUEST_LINE, lines(b"GET / HTTP/11", HOST)),
     (faults.REQUEST_LINE, lines(b"GET / HTTP/1.x", HOST)),
     (faults.REQUEST_LINE, lines(b"GET / http/1.1", HOST)),
