@@ -31,6 +31,7 @@ from daemon.plane import (
     turn,
     upstream,
 )
+from daemon.plane.ingress.request_head import read_request_head
 from daemon.plane.kernel_record import KERNEL
 from daemon.ring import enter as ring_enter
 
@@ -49,6 +50,7 @@ def plane_functions() -> Iterator[tuple[Any, tuple[Any, ...]]]:
     yield sse.scan_event, (numba.from_dtype(sse.SCAN), number, number, truth)
     yield sse.join_data, (number,) * 3
     yield http1.parse_head, (numba.from_dtype(http1.HEAD), number, number, number)
+    yield read_request_head, (number,) * 4
     yield connections.open_connection, (plane, number, number)
     yield connections.abandon_connection, (plane, number)
     yield connections.release_connection, (plane, number, truth)

@@ -13,6 +13,7 @@ from daemon.plane import messages as m
 from daemon.plane.counters import BODY_BYTES
 from daemon.plane.entries import EAGAIN, EINTR, POLLIN, POLLRDHUP
 from daemon.plane.events import WORKER_BODY, raise_worker
+from daemon.plane.http_fields import COLON, CR, LF, is_blank, is_control, is_token_byte
 from daemon.plane.lists import ready_push
 from daemon.plane.memory import copy_bytes
 from daemon.plane.records import load_byte
@@ -24,13 +25,18 @@ from daemon.plane.tag import POLL_READABLE, RECEIVE, pack
 NONE = 0
 COUNTED = 1  # Content-Length: `body_remaining` bytes follow
 CHUNK_SIZE = 2  # inside the line with a chunk's size
-CHUNK_EXTENSION = 3  # in that line, after the size
-CHUNK_DATA = 4
-CHUNK_DATA_END = 5  # the line end after a chunk's data
-TRAILER = 6  # lines after the last chunk, up to an empty one
-DONE = 7
-MALFORMED = 8
+CHUNK_BLANK = 3  # behind the size, before a chunk extension or the end of the line
+CHUNK_EXTENSION = 4  # in that line, behind a semicolon
+CHUNK_SIZE_END = 5  # the LF of that line
+CHUNK_DATA = 6
+CHUNK_DATA_END = 7  # the line end after a chunk's data
+TRAILER = 8  # the name of a field after the last chunk, or the line end after all of them
+TRAILER_VALUE = 9  # the rest of such a line
+TRAILER_END = 10  # its LF
+DONE = 11
+MALFORMED = 12
 
+_SEMICOLON = 59
 CHUNK_LINE_BYTES_MAX = 4096  # size line with extensions, and all trailers together
 _DIGITS_MAX = 15
 
@@ -55,47 +61,85 @@ def _size_known(stream: Any) -> None:
 
 @inlined
 def _size_byte(stream: Any, byte: int) -> None:
-    """One byte of the line with a chunk's size."""
+    """One byte of a chunk's size, or the first one behind it."""
     digit = hexadecimal(byte)
     if digit >= 0 and stream.body_line_bytes <= _DIGITS_MAX:
         stream.body_remaining = stream.body_remaining * 16 + digit
     elif stream.body_line_bytes == 1 or digit >= 0:
         stream.body_state = MALFORMED
-    elif byte == 10:
-        _size_known(stream)
-    elif byte in (13, 59, 32, 9):
+    else:
+        _behind_size(stream, byte)
+
+
+@inlined
+def _behind_size(stream: Any, byte: int) -> None:
+    if byte == CR:
+        stream.body_state = CHUNK_SIZE_END
+    elif byte == _SEMICOLON:
         stream.body_state = CHUNK_EXTENSION
     else:
+        stream.body_state = CHUNK_BLANK if is_blank(byte) else MALFORMED
+
+
+@inlined
+def _text_byte(stream: Any, byte: int, end_state: int) -> None:
+    """One byte of an extension or of a trailer's value, which go up to a CR and mean nothing here."""
+    if byte == CR:
+        stream.body_state = end_state
+    elif is_control(byte):
         stream.body_state = MALFORMED
 
 
 @inlined
+def _line_end_byte(stream: Any, byte: int) -> None:
+    """What follows the CR of a line, or a chunk's data."""
+    state = int(stream.body_state)
+    if state == CHUNK_DATA_END and stream.body_line_bytes == 1:
+        if byte != CR:
+            stream.body_state = MALFORMED
+    elif byte != LF:
+        stream.body_state = MALFORMED
+    elif state == CHUNK_SIZE_END:
+        _size_known(stream)
+    elif state == CHUNK_DATA_END:
+        stream.body_state = CHUNK_SIZE
+        stream.body_line_bytes = 0
+        stream.body_remaining = 0
+    else:
+        stream.body_state = TRAILER if stream.body_remaining > 0 else DONE
+        stream.body_remaining = 0
+
+
+@inlined
+def _trailer_byte(stream: Any, byte: int) -> None:
+    """One byte of a trailer's name, whose bytes `body_remaining` counts, or of the empty line behind all trailers."""
+    if is_token_byte(byte):
+        stream.body_remaining += 1
+    elif byte == COLON and stream.body_remaining > 0:
+        stream.body_state = TRAILER_VALUE
+    else:
+        stream.body_state = TRAILER_END if byte == CR and stream.body_remaining == 0 else MALFORMED
+
+
+@inlined
 def _line_byte(stream: Any, byte: int) -> None:
-    """One byte of chunked framing (RFC 9112, 7.1). Bare LF ends a line too; everything is bounded."""
+    """One byte of chunked framing (RFC 9112, 7.1). Lines end with CR LF and nothing else; everything is bounded."""
     stream.body_line_bytes += 1
     state = int(stream.body_state)
     if stream.body_line_bytes > CHUNK_LINE_BYTES_MAX:
         stream.body_state = MALFORMED
     elif state == CHUNK_SIZE:
         _size_byte(stream, byte)
+    elif state == CHUNK_BLANK:
+        _behind_size(stream, byte)
     elif state == CHUNK_EXTENSION:
-        if byte == 10:
-            _size_known(stream)
-    elif state == CHUNK_DATA_END:
-        if byte == 10:
-            stream.body_state = CHUNK_SIZE
-            stream.body_line_bytes = 0
-            stream.body_remaining = 0
-        elif byte != 13 or stream.body_line_bytes > 1:
-            stream.body_state = MALFORMED
+        _text_byte(stream, byte, CHUNK_SIZE_END)
     elif state == TRAILER:
-        # `body_remaining` counts the bytes of the present line.
-        if byte == 10:
-            if stream.body_remaining == 0:
-                stream.body_state = DONE
-            stream.body_remaining = 0
-        elif byte != 13:
-            stream.body_remaining += 1
+        _trailer_byte(stream, byte)
+    elif state == TRAILER_VALUE:
+        _text_byte(stream, byte, TRAILER_END)
+    else:
+        _line_end_byte(stream, byte)
 
 
 @compiled

@@ -17,6 +17,7 @@ from daemon.plane.records import load_byte, record, record_accessor
 
 _memchr = foreign("memchr", types.intp, types.intp, types.intc, types.intp)
 _LINE_END = re.compile(rb"[\n\r]")
+_CONTROL = re.compile(rb"[\x00-\x1f\x7f]")
 _STRING_STOP = re.compile(rb'["\\\x00-\x1f]')
 _TEXT_STOP = re.compile(rb'["\\\x00-\x1f\x80-\xff]')
 
@@ -42,8 +43,8 @@ def _find_byte(address: Any, length: Any, byte: Any) -> Any:
 _STEP = 16
 
 
-def _stops(byte_values: tuple[int, ...], below: int, is_signed: bool) -> Any:
-    """A function from an address to 16 bits: which of the bytes there are one of these values, or less than `below`.
+def _stops(width: int, byte_values: tuple[int, ...], below: int, is_signed: bool) -> Any:
+    """A function from an address to `width` bits: which bytes there are one of these values, or less than `below`.
 
     Compared as signed numbers, bytes from 0x80 on are less than any ASCII character.
     """
@@ -51,13 +52,13 @@ def _stops(byte_values: tuple[int, ...], below: int, is_signed: bool) -> Any:
     @intrinsic
     def stops(_context: Any, address: Any) -> Any:
         def generate(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
-            vector = ir.VectorType(ir.IntType(8), _STEP)
+            vector = ir.VectorType(ir.IntType(8), width)
             loaded = builder.load(builder.inttoptr(arguments[0], vector.as_pointer()), align=1)
             compare = builder.icmp_signed if is_signed else builder.icmp_unsigned
-            found = compare("<", loaded, ir.Constant(vector, [below] * _STEP))
+            found = compare("<", loaded, ir.Constant(vector, [below] * width))
             for value in byte_values:
-                found = builder.or_(found, builder.icmp_unsigned("==", loaded, ir.Constant(vector, [value] * _STEP)))
-            return builder.zext(builder.bitcast(found, ir.IntType(_STEP)), ir.IntType(64))
+                found = builder.or_(found, builder.icmp_unsigned("==", loaded, ir.Constant(vector, [value] * width)))
+            return builder.zext(builder.bitcast(found, ir.IntType(width)), ir.IntType(64))
 
         return types.int64(types.intp), generate
 
@@ -72,9 +73,26 @@ def _lowest_bit(_context: Any, bits: Any) -> Any:
     return types.int64(types.int64), generate
 
 
-_line_stops = _stops((10, 13), 0, False)
-_string_stops = _stops((34, 92), 32, False)
-_text_stops = _stops((34, 92), 32, True)
+def _in_steps(byte_values: tuple[int, ...], below: int, *, is_signed: bool = False) -> Any:
+    """The compiled form of a search that ends at a byte of these values, or less than `below`."""
+    stops = _stops(_STEP, byte_values, below, is_signed)
+    stops_at = _stops(1, byte_values, below, is_signed)
+
+    def specialise(address: Any, length: Any) -> Any:
+        def search(address: Any, length: Any) -> Any:
+            offset = 0
+            while offset + _STEP <= length:
+                found = stops(address + offset)
+                if found != 0:
+                    return offset + _lowest_bit(found)
+                offset += _STEP
+            while offset < length and stops_at(address + offset) == 0:
+                offset += 1
+            return offset
+
+        return search
+
+    return specialise
 
 
 def _first(pattern: re.Pattern[bytes], address: int, length: int) -> int:
@@ -87,23 +105,9 @@ def line_bytes(address: int, length: int) -> int:
     return _first(_LINE_END, address, length)
 
 
-@overload(line_bytes)
-def _line_bytes(address: Any, length: Any) -> Any:
-    def search(address: Any, length: Any) -> Any:
-        offset = 0
-        while offset + _STEP <= length:
-            stops = _line_stops(address + offset)
-            if stops != 0:
-                return offset + _lowest_bit(stops)
-            offset += _STEP
-        while offset < length:
-            byte = load_byte(address + offset)
-            if byte == 10 or byte == 13:
-                break
-            offset += 1
-        return offset
-
-    return search
+def control_bytes(address: int, length: int) -> int:
+    """How many bytes stand before the first control character, tab and DEL included; `length` where there is none."""
+    return _first(_CONTROL, address, length)
 
 
 def string_bytes(address: int, length: int) -> int:
@@ -111,47 +115,15 @@ def string_bytes(address: int, length: int) -> int:
     return _first(_STRING_STOP, address, length)
 
 
-@overload(string_bytes)
-def _string_bytes(address: Any, length: Any) -> Any:
-    def search(address: Any, length: Any) -> Any:
-        offset = 0
-        while offset + _STEP <= length:
-            stops = _string_stops(address + offset)
-            if stops != 0:
-                return offset + _lowest_bit(stops)
-            offset += _STEP
-        while offset < length:
-            byte = load_byte(address + offset)
-            if byte == 34 or byte == 92 or byte < 32:
-                break
-            offset += 1
-        return offset
-
-    return search
-
-
 def text_bytes(address: int, length: int) -> int:
     """As `string_bytes`, but only ASCII: how many bytes stand before what must be looked at one by one."""
     return _first(_TEXT_STOP, address, length)
 
 
-@overload(text_bytes)
-def _text_bytes(address: Any, length: Any) -> Any:
-    def search(address: Any, length: Any) -> Any:
-        offset = 0
-        while offset + _STEP <= length:
-            stops = _text_stops(address + offset)
-            if stops != 0:
-                return offset + _lowest_bit(stops)
-            offset += _STEP
-        while offset < length:
-            byte = load_byte(address + offset)
-            if byte == 34 or byte == 92 or byte < 32 or byte > 127:
-                break
-            offset += 1
-        return offset
-
-    return search
+overload(line_bytes)(_in_steps((10, 13), 0))
+overload(control_bytes)(_in_steps((127,), 32))
+overload(string_bytes)(_in_steps((34, 92), 32))
+overload(text_bytes)(_in_steps((34, 92), 32, is_signed=True))
 
 
 # ---- names: compared as numbers, because compiled code has no bytes to compare them with
@@ -200,16 +172,6 @@ def add_to_words(words: Words, byte: int) -> Words:
 
 
 @inlined
-def folded_words(address: int, length: int) -> Words:
-    """A name as `name_words` gives it for lower case, whatever the case here. For tokens of HTTP (RFC 9110, 5.6.2)."""
-    words = (0, 0, 0, 0)
-    for offset in range(length):
-        byte = load_byte(address + offset)
-        words = add_to_words(words, byte | 32 if 65 <= byte <= 90 else byte)
-    return words
-
-
-@inlined
 def plain_words(address: int, length: int) -> Words:
     """A name as `name_words` gives it, of 4 to NAME_BYTES_MAX bytes, by overlapping loads; all others are NO_NAME."""
     if length < 4 or length > NAME_BYTES_MAX:
@@ -219,3 +181,26 @@ def plain_words(address: int, length: int) -> Words:
     if length == 8:
         return (length, word8_at(address), 0, 0)
     return (length, word8_at(address), word8_at(address + length - 8), load_byte(address + 8))
+
+
+@inlined
+def _capitals(lanes: int) -> int:
+    """1 in each lane of 16 bits that holds a capital letter. The sums have bit 7 from `A` on, and beyond `Z`."""
+    return (((lanes + 0x003F003F003F003F) & ~(lanes + 0x0025002500250025)) >> 7) & 0x0001000100010001
+
+
+@inlined
+def _folded(word: int) -> int:
+    """Eight bytes, their letters in lower case: every second byte in a lane, so that no sum overflows.
+
+    LLVM takes the sum of two positive numbers for positive.
+    """
+    even, odd = word & 0x007F007F007F007F, (word >> 8) & 0x007F007F007F007F
+    return word | (_capitals(even) << 5) | (_capitals(odd) << 13)
+
+
+@inlined
+def folded_words(address: int, length: int) -> Words:
+    """As `plain_words`, the name in lower case, whatever the case here. For tokens of HTTP (RFC 9110, 5.6.2)."""
+    length, first, last, ninth = plain_words(address, length)
+    return (length, _folded(first), _folded(last), _folded(ninth))

@@ -13,6 +13,15 @@ from typing import Any
 
 from config.compilation import compiled, inlined
 from daemon.plane.bytes_search import find_byte, folded_words, name_words
+from daemon.plane.http_fields import (
+    COMMA,
+    decimal_value,
+    element_bytes,
+    is_token_byte,
+    skip_blanks,
+    text_end,
+    trim_blanks,
+)
 from daemon.plane.records import load_byte, record, record_accessor
 
 # What `parse_head` says besides a number of bytes
@@ -41,7 +50,6 @@ head_of = record_accessor(HEAD)
 _VERSION = tuple(b"HTTP/1.")
 _FRAME_BYTES_MAX = 16384  # of an HTTP/2 frame, as long as nobody has allowed more (RFC 9113, 4.2)
 _SETTINGS, _GOAWAY = 4, 7  # types of the frames that a server may begin with
-_LENGTH_MAX = (1 << 63) - 1
 
 _CONTENT_LENGTH = name_words(b"content-length")
 _TRANSFER_ENCODING = name_words(b"transfer-encoding")
@@ -154,41 +162,22 @@ def _take_status_line(head: Any, address: int, end: int) -> bool:
         return False
     head.minor_version = minor_version
     head.status = status
-    return _is_field_value(address, 12, end)
-
-
-@inlined
-def _is_field_value(address: int, start: int, end: int) -> bool:
-    """Whether these bytes may stand in a field's value: no control character but a tab (RFC 9110, 5.5)."""
-    for offset in range(start, end):
-        byte = load_byte(address + offset)
-        if (byte < 32 and byte != 9) or byte == 127:
-            return False
-    return True
-
-
-@inlined
-def _is_token_byte(byte: int) -> bool:
-    """Whether a byte may stand in a token (RFC 9110, 5.6.2)."""
-    if 97 <= (byte | 32) <= 122 or 48 <= byte <= 57:
-        return True
-    return byte in (33, 35, 36, 37, 38, 39, 42, 43, 45, 46, 94, 95, 96, 124, 126)
+    return text_end(address, 12, end) == end
 
 
 @compiled
 def _take_field(head: Any, address: int, start: int, end: int) -> bool:
     """One field line; False when it is malformed. Lines continued by a space at their beginning are (RFC 9112, 5.2)."""
     colon = start
-    while colon < end and _is_token_byte(load_byte(address + colon)):
+    while colon < end and is_token_byte(load_byte(address + colon)):
         colon += 1
     if colon == start or colon >= end or load_byte(address + colon) != 58:
         return False
     name = folded_words(address + start, colon - start)
-    if not _is_field_value(address, colon + 1, end):
+    if text_end(address, colon + 1, end) < end:
         return False
-    start = _skip_blanks(address, colon + 1, end)
-    while end > start and _is_blank(load_byte(address + end - 1)):
-        end -= 1
+    start = skip_blanks(address, colon + 1, end)
+    end = trim_blanks(address, start, end)
     if name == _CONTENT_LENGTH:
         return _take_lengths(head, address, start, end)
     if name == _TRANSFER_ENCODING:
@@ -201,7 +190,7 @@ def _take_field(head: Any, address: int, start: int, end: int) -> bool:
     if name == _CONTENT_TYPE:
         head.content_type_offset = start
         head.content_type_bytes = end - start
-        type_bytes = _element_bytes(address, start, end, 59)
+        type_bytes = element_bytes(address, start, end, 59)
         head.is_event_stream = 1 if folded_words(address + start, type_bytes) == _EVENT_STREAM else 0
     elif name == _RETRY_AFTER:
         head.retry_after_offset = start
@@ -209,67 +198,30 @@ def _take_field(head: Any, address: int, start: int, end: int) -> bool:
     return True
 
 
-@inlined
-def _is_blank(byte: int) -> bool:
-    return byte in (32, 9)
-
-
-@inlined
-def _skip_blanks(address: int, start: int, end: int) -> int:
-    while start < end and _is_blank(load_byte(address + start)):
-        start += 1
-    return start
-
-
-@inlined
-def _element_bytes(address: int, start: int, end: int, separator: int) -> int:
-    """How many bytes stand before the separator or the end, without blanks in front of it."""
-    after = start
-    while after < end and load_byte(address + after) != separator:
-        after += 1
-    while after > start and _is_blank(load_byte(address + after - 1)):
-        after -= 1
-    return after - start
-
-
 @compiled
 def _take_lengths(head: Any, address: int, start: int, end: int) -> bool:
     """Content-Length, also several times the same (RFC 9112, 6.3); differing ones are an attack or a fault."""
     while True:
-        size = _element_bytes(address, start, end, 44)
-        value = _number(address + start, size)
+        size = element_bytes(address, start, end, COMMA)
+        value = decimal_value(address + start, size)
         if value < 0 or (head.content_length >= 0 and head.content_length != value):
             return False
         head.content_length = value
-        start = _skip_blanks(address, start + size, end)
+        start = skip_blanks(address, start + size, end)
         if start >= end:
             return True
-        start = _skip_blanks(address, start + 1, end)
-
-
-@inlined
-def _number(address: int, length: int) -> int:
-    """A row of digits, or -1 where it is none or does not fit."""
-    if length == 0:
-        return -1
-    value = 0
-    for offset in range(length):
-        digit = load_byte(address + offset) - 48
-        if digit < 0 or digit > 9 or value > (_LENGTH_MAX - digit) // 10:
-            return -1
-        value = value * 10 + digit
-    return value
+        start = skip_blanks(address, start + 1, end)
 
 
 @compiled
 def _take_list(head: Any, address: int, start: int, end: int, kind: int) -> bool:
     """A list of tokens between commas; empty elements do not count (RFC 9110, 5.6.1)."""
     while start < end:
-        size = _element_bytes(address, start, end, 44)
+        size = element_bytes(address, start, end, COMMA)
         if size > 0 and not _take_element(head, address + start, size, kind):
             return False
-        start = _skip_blanks(address, start + size, end)
-        start = _skip_blanks(address, start + 1, end)
+        start = skip_blanks(address, start + size, end)
+        start = skip_blanks(address, start + 1, end)
     return True
 
 

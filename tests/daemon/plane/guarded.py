@@ -40,6 +40,11 @@ class Guarded:
         """Where `data` now lies, with nothing readable before it."""
         return self._put(self._start, data)
 
+    def read(self, address: int, size: int) -> bytes:
+        """What now lies at an address."""
+        assert self._start <= address <= address + size <= self._end
+        return ctypes.string_at(address, size)
+
     def _put(self, address: int, data: bytes) -> int:
         assert self._start <= address
         assert address + len(data) <= self._end

@@ -86,6 +86,23 @@ def test_a_counted_body_ends_with_its_last_byte(body: bytes, sizes: list[int], p
         b"1" * 17 + b"\r\n",
         b"1;" + b"x" * 5000,
         b"0\r\n" + b"A: b\r\n" * 1000,
+        # a line ends with CR LF, and nothing else
+        b"1\na\r\n0\r\n\r\n",
+        b"1\ra",
+        b"1\r\na\n0\r\n\r\n",
+        b"1;a\na",
+        b"1;a\rb\r\n",
+        b"0\r\n\n",
+        b"0\r\n\r\r\n",
+        b"0\r\nA: b\n\r\n",
+        # what stands in it
+        b"1 2\r\n",
+        b"1;\0\r\n",
+        b"1\0\r\n",
+        b"0\r\nA b\r\n\r\n",
+        b"0\r\n: b\r\n\r\n",
+        b"0\r\nA: b\r\n c\r\n\r\n",
+        b"0\r\nA: \x7f\r\n\r\n",
     ],
 )
 def test_broken_framing_is_malformed_however_it_is_cut(wire: bytes) -> None:

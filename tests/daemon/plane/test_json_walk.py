@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as some
 
 from config.compilation import INTERPRETED
-from daemon.plane.bytes_search import find_byte, line_bytes, string_bytes, text_bytes
+from daemon.plane.bytes_search import control_bytes, find_byte, line_bytes, string_bytes, text_bytes
 from daemon.plane.json_walk import (
     CONTENT_ABSENT,
     CONTENT_ESCAPED,
@@ -481,6 +481,8 @@ def test_known_strings(inside: bytes, written: bytes | None) -> None:
 
 # ---- searches
 
+SEARCHES = (line_bytes, string_bytes, text_bytes, control_bytes)
+
 
 @settings(deadline=None, max_examples=EXAMPLES)
 @given(some.binary(max_size=70) | some.text('ab"\\\n\ré', max_size=70).map(str.encode), some.integers(0, 255))
@@ -489,7 +491,7 @@ def test_searches_stop_at_the_first_byte_that_ends_them(data: bytes, byte: int) 
 
     for address in (MEMORY.at_end(data), MEMORY.at_start(data)):
         found = [int(value) for value in search_all(address, len(data), byte)]
-        expected = [int(search(address, len(data))) for search in (line_bytes, string_bytes, text_bytes)]
+        expected = [int(search(address, len(data))) for search in SEARCHES]
         assert found == [int(find_byte(address, len(data), byte)), *expected]
     assert found[0] == data.find(byte)
     assert expected[0] == next((at for at, value in enumerate(data) if value in b"\r\n"), len(data))
@@ -497,3 +499,4 @@ def test_searches_stop_at_the_first_byte_that_ends_them(data: bytes, byte: int) 
     assert expected[2] == next(
         (at for at, value in enumerate(data) if value < 32 or value > 127 or value in b'"\\'), len(data)
     )
+    assert expected[3] == next((at for at, value in enumerate(data) if value < 32 or value == 127), len(data))

@@ -1,0 +1,1 @@
+"""The way in over HTTP: requests of clients, read by the plane itself."""
