@@ -147,7 +147,7 @@ class Service:
         self._registry.close()
         if self._settings.monitoring.benchmark:
             print(summary(self._accounts, self._planes.plane), flush=True)
-        rate_limited_log.tell_all()
+        rate_limited_log.log_all()
         logger.info("stopped", extra={"completed": self._accounts.completed, "failed": self._accounts.failed})
         if not threads_have_ended:
             # A thread inside a backend cannot be ended, and must not find its interpreter gone.
@@ -195,7 +195,7 @@ class Service:
     def _announce(self, listener: Listener) -> None:
         """READY, to the log and to systemd."""
         self._heartbeat_task = essential_task(self._loop, "heartbeat", self._heartbeat.run())
-        self._rare_task = essential_task(self._loop, "rare log", rate_limited_log.tell_in_time())
+        self._rare_task = essential_task(self._loop, "rare log", rate_limited_log.log_as_due())
         # What was made until now stays: looking at it again would hold the GIL for long, and free nothing.
         gc.collect()
         gc.freeze()
@@ -277,7 +277,7 @@ class Service:
 
     def leave(self, status: int, message: str) -> NoReturn:
         """End the process now: other threads may be anywhere, so nothing is taken down in good order."""
-        rate_limited_log.tell_all()
+        rate_limited_log.log_all()
         logger.log(logging.WARNING if status == EXIT_CLEAN else logging.CRITICAL, "%s", message)
         if self._listener is not None:
             self._listener.unlink()
