@@ -75,9 +75,9 @@ class FrontEnd:
         audio = Audio(front, self._keys, http.cors_origins, is_enabled=MEL in self._names)
         add_routes(application, audio, has_keys=self._keys is not None)
         write_timeout_s = self._settings.timeouts.write_timeout_ms / 1000
-        answered = self.accounts.answered
-        shortcut = StreamShortcut(front, application, options, answered)
-        server = HttpServer(http, application, answered, write_timeout_s=write_timeout_s, shortcut=shortcut)
+        on_response = self.accounts.on_response
+        shortcut = StreamShortcut(front, application, options, on_response)
+        server = HttpServer(http, application, on_response, write_timeout_s=write_timeout_s, shortcut=shortcut)
         self._server = server
         self.accounts.connection_count = lambda: server.connection_count
         return await server.start(has_keys=self._keys is not None)

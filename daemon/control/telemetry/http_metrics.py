@@ -25,7 +25,7 @@ class HttpAccounts(Collector):
         self._requests: Counter[tuple[str, str, int]] = Counter()
         self.connection_count: Callable[[], int] = int  # 0 until the server sets it
 
-    def answered(self, scope: Mapping[str, Any] | None, status: int) -> None:
+    def on_response(self, scope: Mapping[str, Any] | None, status: int) -> None:
         """A response begins; `scope` is None when the request could not be parsed."""
         route, method = "other", "other"
         if scope is not None:
