@@ -1,4 +1,4 @@
-"""Compiled functions outside of the plane, in load generators and tests: compiled when first called, kept on disk."""
+"""Compiled functions outside the plane, in load generators and tests: compiled on first call, cached on disk."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ types: Any = TOOLCHAIN.types
 
 
 def compiled(function: F) -> F:
-    """Compile to machine code that holds no GIL and allocates nothing."""
+    """Compile to machine code that does not hold the GIL and allocates nothing."""
     return TOOLCHAIN.compiled(function)
 
 

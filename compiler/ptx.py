@@ -1,4 +1,4 @@
-"""The CUDA kernels as PTX, for the capabilities that are shipped. Needs the extra `gpu` without PyCUDA, and no GPU."""
+"""The CUDA kernels as PTX, for the shipped capabilities. Needs the extra `gpu` without PyCUDA, and no GPU."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def variants() -> Iterator[KernelKey]:
 
 
 def build_ptx(say: Callable[[str], None]) -> bool:
-    """Write what is missing or stale; false where the compiler is not installed."""
+    """Write what is missing or stale; False when the compiler is not installed."""
     digest = ptx.source_digest()
     for capability in ptx.SHIPPED_CAPABILITIES:
         began_s = time.monotonic()

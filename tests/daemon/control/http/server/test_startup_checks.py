@@ -22,8 +22,8 @@ WRONG = {
     "a certificate alone": ({"tls_certificate_file": "/tmp/a.pem"}, "belong together"),
     "no certificate": ({"tls_certificate_file": "/nonexistent/a", "tls_key_file": "/nonexistent/b"}, "cannot be read"),
     "no PEM": ({"tls_certificate_file": "/etc/hostname", "tls_key_file": "/etc/hostname"}, "is not a PEM file"),
-    "a host as origin": ({"cors_origins": ("example.com",)}, "is no origin"),
-    "an origin with a path": ({"cors_origins": ("https://example.com/",)}, "is no origin"),
+    "a host as origin": ({"cors_origins": ("example.com",)}, "is not an origin"),
+    "an origin with a path": ({"cors_origins": ("https://example.com/",)}, "is not an origin"),
 }
 
 
