@@ -26,13 +26,13 @@ def _say(text: str) -> None:
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m compiler", description="Build machine code from marked sources.")
     add = parser.add_argument
-    add("sources", nargs="+", choices=[*sorted(SOURCES), PTX], help="what to build; ptx is the CUDA kernels")
+    add("sources", nargs="+", choices=[*sorted(SOURCES), PTX], help="what to build; ptx: the CUDA kernels")
     add("--levels", default="", help="instruction sets, such as v2,v3, or all (this machine's)")
-    add("--machine", default=platform.machine(), choices=["x86_64", "aarch64"], help="to build for")
-    add("--folder", type=Path, help="where to write (beside the sources)")
-    add("--also", action="append", default=[], metavar="MODULE", help="for tests: compile this module, too, and "
+    add("--machine", default=platform.machine(), choices=["x86_64", "aarch64"], help="target machine")
+    add("--folder", type=Path, help="output folder (default: beside the sources)")
+    add("--also", action="append", default=[], metavar="MODULE", help="for tests: also compile this module, and "
         "make every function an entry point")  # fmt: skip
-    add("--force", action="store_true", help="build what is current, too")
+    add("--force", action="store_true", help="rebuild even if current")
     return parser.parse_args(arguments)
 
 
@@ -45,7 +45,7 @@ def _order(name: str, options: argparse.Namespace) -> Order:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Parse the options and build; 0 if all is there now."""
+    """Parse the options and build; returns 0 if everything is up to date afterwards."""
     options = _parse(arguments)
     for package in ("numba", "llvmlite"):
         if find_spec(package) is None:

@@ -1,4 +1,4 @@
-"""From one LLVM module to shared libraries: optimised once for each level, and linked."""
+"""From one LLVM module to shared libraries: optimised per level, and linked."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from compiler.untyped import llvm
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-# What a library may ask of the C library; anything else means that Python or Numba's runtime crept in.
+# Symbols that a library may import from libc; any other means that Python or Numba's runtime crept in.
 ALLOWED_SYMBOLS = frozenset(
     {"__errno_location", "clock_gettime", "fcntl", "getsockopt", "memchr", "memcpy", "memmove", "memset", "setsockopt"}
     | {"syscall"}
@@ -26,7 +26,7 @@ ALLOWED_SYMBOLS = frozenset(
 
 @dataclass(frozen=True)
 class Target:
-    """A processor to compile for."""
+    """A target processor."""
 
     machine: str
     level: str
@@ -48,7 +48,7 @@ class Target:
 
 
 def export(module: Any, entries: Mapping[str, str]) -> None:
-    """Give entry points (LLVM's name -> exported name) their names, and keep everything else inside."""
+    """Export entry points (LLVM's name -> exported name), and make everything else internal."""
     for function in list(module.functions):
         if not function.is_declaration:
             if function.name in entries:
@@ -61,10 +61,10 @@ def export(module: Any, entries: Mapping[str, str]) -> None:
 
 
 def emit(bitcode: bytes, target: Target) -> bytes:
-    """An object file, optimised for this target.
+    """An object file, optimised for the target.
 
     Raises:
-        BuildError: it needs symbols that a library of ours must not need.
+        BuildError: it imports symbols that are not allowed.
     """
     llvm.initialize_all_targets()
     llvm.initialize_all_asmprinters()
@@ -78,33 +78,33 @@ def emit(bitcode: bytes, target: Target) -> bytes:
     builder.getModulePassManager().run(module, builder)
     needed = {f.name for f in module.functions if f.is_declaration and not f.name.startswith("llvm.")}
     if needed - ALLOWED_SYMBOLS:
-        raise BuildError(f"compiled code asks for {', '.join(sorted(needed - ALLOWED_SYMBOLS))}")
+        raise BuildError(f"compiled code imports {', '.join(sorted(needed - ALLOWED_SYMBOLS))}")
     return bytes(machine.emit_object(module))
 
 
 def linker(target: Target) -> list[str]:
-    """A linker for the target: binutils' or LLVM's if there is one, else that of the package ziglang.
+    """A linker for the target: binutils' or LLVM's if installed, otherwise that of the package ziglang.
 
     Raises:
-        BuildError: there is none.
+        BuildError: none is installed.
     """
     native = sysconfig.get_platform().endswith(target.machine)
     for name in ("ld", "ld.lld") if native else (f"{target.machine}-linux-gnu-ld", "ld.lld"):
-        if found := shutil.which(name):
-            return [found]
+        if path := shutil.which(name):
+            return [path]
     if find_spec("ziglang") is not None:
         return [sys.executable, "-m", "ziglang", "ld.lld"]
     raise BuildError(
         f"no linker for {target.machine}: install binutils (Debian: apt-get install binutils) or lld, or the Python "
-        "package ziglang, which brings one along (pip install ziglang)"
+        "package ziglang, which includes a linker (pip install ziglang)"
     )
 
 
 def link(object_file: bytes, path: Path, target: Target, exported: Sequence[str]) -> None:
-    """A shared library of one object file.
+    """Link an object file into a shared library.
 
     Raises:
-        BuildError: the linker failed, or there is none.
+        BuildError: the linker failed, or none is installed.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     object_path, map_path = path.with_suffix(".o"), path.with_suffix(".map")

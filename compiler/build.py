@@ -1,4 +1,4 @@
-"""Builds one library: the front end once, the back end for each level, and the description beside each file."""
+"""Builds a library: the front end once, the back end for each level, and the description beside each file."""
 
 from __future__ import annotations
 
@@ -32,16 +32,16 @@ WIDE_VECTOR_BITS, VECTOR_BITS = 512, 256
 
 @dataclass
 class Order:
-    """What is to be built."""
+    """What to build."""
 
     source: Source
     levels: Sequence[str] = ()
     """None: this machine's."""
     machine: str = field(default_factory=platform.machine)
     folder: Path | None = None
-    """Where else the files are to be written than beside the sources."""
+    """The output folder, if not beside the sources."""
     also: Sequence[str] = ()
-    """Modules to compile as well; every function that C can call is an entry point then. For tests."""
+    """For tests: further modules to compile, with every function that C can call as an entry point."""
     force: bool = False
 
     def path(self, level: str) -> Path:
@@ -50,12 +50,12 @@ class Order:
         return path if self.folder is None else self.folder / path.name
 
     def all_levels(self) -> list[str]:
-        """The levels, of this machine where none was given."""
+        """The levels to build; by default this machine's."""
         return list(self.levels) or [level_of(self.source)]
 
 
 def is_current(order: Order, level: str) -> bool:
-    """Whether a library is there that was built from what is here."""
+    """Whether a library exists that was built from the current sources."""
     try:
         description = check(order.source, order.path(level))
     except LibraryError:
@@ -71,7 +71,7 @@ def _compiler() -> str:
 
 @contextmanager
 def _locked(path: Path) -> Generator[None]:
-    """Two processes that build the same, such as two daemons that start at once, do it one after the other."""
+    """Serialise processes that build the same library, such as two daemons that start at once."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.with_suffix(".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -79,12 +79,12 @@ def _locked(path: Path) -> Generator[None]:
 
 
 def build(order: Order, say: Callable[[str], None]) -> bool:
-    """Build what is missing or stale; whether that succeeded. A child process that fails has said why."""
+    """Build what is missing or stale; returns whether that succeeded. A child process that fails prints the error."""
     levels = order.all_levels()
     with _locked(order.path(levels[0])):
         missing = [level for level in levels if order.force or not is_current(order, level)]
         if not missing:
-            say(f"{order.source.name}: nothing to be done")
+            say(f"{order.source.name}: nothing to do")
             return True
         return all(
             in_a_child(functools.partial(_build_levels, order, group, say)) for group in _groups(order.source, missing)
@@ -92,7 +92,7 @@ def build(order: Order, say: Callable[[str], None]) -> bool:
 
 
 def _groups(source: Source, levels: Sequence[str]) -> list[list[str]]:
-    """Levels that share a front end: what writes vectors asks how wide they are."""
+    """Groups of levels that can share a front end: vectorised code depends on the vector width."""
     if source.name != "mel":
         return [list(levels)]
     wide = [level for level in levels if level == "v4"]
@@ -101,7 +101,7 @@ def _groups(source: Source, levels: Sequence[str]) -> list[list[str]]:
 
 
 def in_a_child(work: Callable[[], None]) -> bool:
-    """Do this in a process of its own, and whether it succeeded: parts of Numba that are replaced stay replaced."""
+    """Run this in a process of its own, because replaced parts of Numba stay replaced; whether it succeeded."""
     child = os.fork()
     if child != 0:
         _, status = os.waitpid(child, 0)
@@ -124,7 +124,7 @@ def _build_levels(order: Order, levels: Sequence[str], say: Callable[[str], None
     began_s = time.monotonic()
     sources = order.source.digest()
     platform.machine = lambda: order.machine  # system call numbers and layouts are the target's
-    from compiler import back_end, targets  # noqa: PLC0415  (Numba is imported here, and takes half a second)
+    from compiler import back_end, targets  # noqa: PLC0415  (imports Numba, which takes half a second)
     from compiler.toolchain import NumbaToolchain  # noqa: PLC0415
 
     compilation.use(NumbaToolchain(WIDE_VECTOR_BITS if levels == ["v4"] else VECTOR_BITS))
@@ -150,7 +150,7 @@ def _build_levels(order: Order, levels: Sequence[str], say: Callable[[str], None
             sha256=hashlib.sha256(content).hexdigest(),
             entries=entries,
         )
-        # The description goes last: until then the old one does not match the new file, and neither is loaded.
+        # Write the description last: until then the old one does not match the new file, and neither is loaded.
         partial.replace(path)
         path.with_suffix(".json").write_bytes(msgspec.json.format(msgspec.json.encode(description)))
         say(f"{path}: optimised and linked in {time.monotonic() - began_s:.1f} s, {len(content) // 1000} KB")

@@ -1,5 +1,5 @@
-"""What the user of a build is told."""
+"""Errors for the user of a build."""
 
 
 class BuildError(Exception):
-    """The build cannot go on; says why, and what would help."""
+    """The build cannot continue; the message gives the reason and a remedy."""

@@ -1,11 +1,11 @@
-"""Numba's front end alone: marked functions in, LLVM's intermediate representation out.
+"""Numba's front end only: marked functions in, LLVM's intermediate representation out.
 
-As it stands Numba makes machine code of each function by itself, and wrappers by which Python calls it. Of 460
-functions Python calls two, so that is four fifths of the work for nothing. Here each function's module is only kept as
-text; all of them become one module, which `compiler.back_end` optimises once.
+Unmodified, Numba compiles each function to machine code on its own, with wrappers for calls from Python. Python calls
+two of 460 functions, so four fifths of that work would be wasted. Here each function's module is only kept as text; all
+are combined into one module, which `compiler.back_end` optimises once.
 
-Numba has no interface for this: what is replaced is named in `_replace_parts`. Numba is pinned, and a build that went
-wrong fails in its link or in the tests of the plane, never at run time.
+Numba has no interface for this: `_replace_parts` lists what is replaced. Numba is pinned, and a broken build fails when
+linking or in the tests of the plane, never at run time.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ _texts: list[str] = []
 
 
 class _KeptAsText(codegen.JITCodeLibrary):  # type: ignore[misc]  # numba has no types here
-    """A function's code, not compiled any further."""
+    """A function's LLVM code, not compiled further."""
 
     def __init__(self, codegen_: Any, name: str) -> None:
         codegen.CodeLibrary.__init__(self, codegen_, name)
         self._is_runtime = name == "nrt"  # Numba's own allocator, which nothing here calls
 
     def add_linking_library(self, library: Any) -> None:
-        """Callees are kept by themselves."""
+        """Callees are kept separately."""
 
     def add_ir_module(self, module: Any) -> None:
         """Keep it."""
@@ -41,25 +41,25 @@ class _KeptAsText(codegen.JITCodeLibrary):  # type: ignore[misc]  # numba has no
             _texts.append(str(module))
 
     def finalize(self) -> None:
-        """Nothing is left to be done."""
+        """Nothing to do."""
         self._finalized = True
 
 
 def _placeholder(_context: Any, library: Any, description: Any, environment: Any) -> Any:
-    """Numba's dispatcher wants a builtin function for each compiled one. Nobody calls this."""
+    """Numba's dispatcher requires a builtin function for each compiled function. Never called."""
     abort = ctypes.cast(ctypes.CDLL(None).abort, ctypes.c_void_p).value
     name = description.qualname.split(".")[-1]
     return numba._dynfunc.make_function(description.lookup_module(), name, "", abort, environment, (library,))
 
 
 def _nothing(*_arguments: Any, **_named: Any) -> None:
-    """Takes the place of a step that is left out."""
+    """Replaces a step that is skipped."""
 
 
 def _exception_as_text(api: Any, exception: Any) -> Any:
-    """Numba pickles an exception that compiled code raises. A library without Python says it as text.
+    """Numba pickles the exceptions of compiled code. A library without Python stores them as text.
 
-    Kind, message, function, and file with line, separated by NUL; `config.library` reads it.
+    Kind, message, function, and file with line, separated by NUL; `config.library` parses it.
     """
     kind, arguments, place = exception
     function, file, line = place or ("", "", 0)
@@ -79,10 +79,10 @@ def _replace_parts() -> None:
 
 @dataclass
 class FrontEnd:
-    """Compiles functions one after the other. One of a process, and before anything else is compiled in it."""
+    """Compiles functions in sequence. At most one per process, before anything else is compiled in it."""
 
     symbols: dict[str, tuple[str, list[str], str]] = field(default_factory=dict[str, "tuple[str, list[str], str]"])
-    """LLVM's name, kinds of arguments and kind of the result of each function by its module and name."""
+    """LLVM's name, argument kinds and result kind of each function, by its module and name."""
 
     def __post_init__(self) -> None:
         """From here on Numba compiles nothing to machine code in this process."""
@@ -90,12 +90,12 @@ class FrontEnd:
         _replace_parts()
 
     def compile(self, functions: Iterable[tuple[Any, tuple[Any, ...]]]) -> None:
-        """Compile functions, with the types of their arguments, and whatever they call."""
+        """Compile functions with the given argument types, and their callees."""
         for function, arguments in functions:
             function.compile(arguments)
 
     def note_symbols(self, dispatchers: Iterable[Any]) -> None:
-        """Remember how these functions can be called, as far as a C caller can."""
+        """Record the symbols of these functions, if C can call them."""
         for dispatcher in dispatchers:
             for result in dispatcher.overloads.values():
                 description = result.fndesc
@@ -106,20 +106,20 @@ class FrontEnd:
                     self.symbols[name] = (description.llvm_func_name, [kind for kind in arguments if kind], returned)
 
     def module(self) -> Any:
-        """Everything that was compiled as one LLVM module, not optimised."""
-        whole = None
+        """All compiled code as one LLVM module, not optimised."""
+        combined = None
         for text in _texts:
             part = llvm.parse_assembly(cgutils.normalize_ir_text(text))
-            if whole is None:
-                whole = part
+            if combined is None:
+                combined = part
             else:
-                whole.link_in(part)
-        assert whole is not None, "nothing was compiled"
-        return whole
+                combined.link_in(part)
+        assert combined is not None, "nothing was compiled"
+        return combined
 
 
 def kind_of(numba_type: Any) -> str | None:
-    """The kind of `config.library.Entry` that a type is passed as; None where C cannot pass it."""
+    """The kind (`config.library.Entry`) that a type is passed as; None if C cannot pass it."""
     if isinstance(numba_type, types.Boolean):
         return "boolean"
     if isinstance(numba_type, types.Integer):

@@ -1,4 +1,4 @@
-"""Compiled functions of the load generators: compiled when first called, kept on disk."""
+"""Compiled functions of the load generators: compiled on first call, cached on disk."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ types: Any = TOOLCHAIN.types
 
 
 def compiled(function: F) -> F:
-    """Compile to machine code that holds no GIL and allocates nothing."""
+    """Compile to machine code that does not hold the GIL and allocates nothing."""
     return TOOLCHAIN.compiled(function)
 
 

@@ -1,7 +1,7 @@
-"""The plane's functions from the leaves up, in the order in which they are compiled.
+"""The plane's functions from the leaves up, in order of compilation.
 
-Asked for the loop alone, Numba compiles every callee while it infers the types of its caller, some twenty deep, and
-that takes ten times as long. A function that is missing here is compiled all the same, only later and slower.
+Given only the loop, Numba compiles every callee while it infers the types of its caller, some twenty levels deep, which
+takes ten times as long. A function missing here is still compiled, only later and slower.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ ENTRIES = (run, client_socket.inspect)
 
 
 def plane_functions() -> Iterator[tuple[Any, tuple[Any, ...]]]:
-    """Functions with the types of their arguments, each after those that it calls."""
+    """Functions with their argument types, each after its callees."""
     plane, kernel = numba.from_dtype(table.GLOBALS), numba.from_dtype(KERNEL)
     number, truth = numba.types.int64, numba.types.boolean
     yield json_text.rewrite_string, (number,) * 3

@@ -1,4 +1,4 @@
-"""The CUDA kernels as PTX, for the capabilities that are shipped. Needs the extra `gpu` without PyCUDA, and no GPU."""
+"""The CUDA kernels as PTX, for the shipped capabilities. Needs the extra `gpu` without PyCUDA, and no GPU."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Answers that Numba's front end works out again and again, remembered: a third of its time.
+"""Caches for results that Numba's front end computes repeatedly: they save a third of its time.
 
-Each replacement gives what it gave before; the comment says what was slow. Numba is pinned.
+Each replacement returns what the original returned; the comment says what was slow. Numba is pinned.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def apply() -> None:
-    """Put all of them in place, and let garbage lie: a build is a short process with many small objects."""
+    """Install all replacements, and disable garbage collection: a build is a short process with many small objects."""
     gc.disable()
     _silence_events()
     _remember_names_of_records()
@@ -25,7 +25,7 @@ def apply() -> None:
 
 
 def _silence_events() -> None:
-    # Numba tells listeners, of which there are none, of each step.
+    # Numba notifies listeners of each step, but there are none.
     def nobody_listens(*_arguments: Any, **_named: Any) -> None:
         pass
 
@@ -33,7 +33,7 @@ def _silence_events() -> None:
 
 
 def _remember_names_of_records() -> None:
-    # A record's name lists all its fields, and each mangled name of a function asks for it.
+    # A record's name lists all its fields, and is part of each mangled function name.
     make_name = Record.__repr__
 
     def remembered(record: Any) -> str:
@@ -46,41 +46,41 @@ def _remember_names_of_records() -> None:
 
 
 def _collect_variables_in_one_list() -> None:
-    # The original concatenates a list for each level of nesting, and asks isinstance five times for each value.
+    # The original concatenates a list per level of nesting, and calls isinstance five times for each value.
     collectors: dict[type, Callable[[Any, list[Any]], None]] = {}
 
-    def collect(value: Any, found: list[Any]) -> None:
+    def collect(value: Any, variables: list[Any]) -> None:
         kind = value.__class__
         collector = collectors.get(kind)
         if collector is None:
             collector = collectors[kind] = collector_of(kind)
-        collector(value, found)
+        collector(value, variables)
 
-    def of_sequence(values: Any, found: list[Any]) -> None:
+    def of_sequence(values: Any, variables: list[Any]) -> None:
         for value in values:
-            collect(value, found)
+            collect(value, variables)
 
     def collector_of(value_type: type) -> Callable[[Any, list[Any]], None]:
         if issubclass(value_type, Variable):
-            return lambda variable, found: found.append(variable)
+            return lambda variable, variables: variables.append(variable)
         if issubclass(value_type, Instruction):
-            return lambda instruction, found: found.extend(instruction.list_vars())
+            return lambda instruction, variables: variables.extend(instruction.list_vars())
         if issubclass(value_type, list | tuple):
             return of_sequence
         if issubclass(value_type, dict):
-            return lambda mapping, found: of_sequence(mapping.values(), found)
+            return lambda mapping, variables: of_sequence(mapping.values(), variables)
         return lambda _value, _found: None
 
     def list_variables(_instruction: Any, value: Any) -> list[Any]:
-        found: list[Any] = []
-        collect(value, found)
-        return found
+        variables: list[Any] = []
+        collect(value, variables)
+        return variables
 
     Instruction._rec_list_vars = list_variables
 
 
 def _remember_defaults_of_flags() -> None:
-    # Comparing two sets of flags makes a dictionary of some thirty defaults for each.
+    # Comparing two sets of flags builds a dictionary of some thirty defaults for each.
     def values(flags: Any) -> dict[str, Any]:
         defaults = flags.__class__.__dict__.get("_remembered_defaults")
         if defaults is None:
@@ -99,7 +99,7 @@ def _remember_defaults_of_flags() -> None:
 
 
 def _remember_loops_of_ufuncs() -> None:
-    # Each operator on integers is tried as a NumPy ufunc, and its loops are searched.
+    # Each operator on integers is first tried as a NumPy ufunc, whose loops are searched.
     find, known = modules_with_ufunc_loops[0].ufunc_find_matching_loop, dict[Any, Any]()
 
     def remembered(ufunc: Any, argument_types: Any) -> Any:

@@ -1,4 +1,4 @@
-"""What each library is made of: the functions to compile, and which of them are entry points."""
+"""The content of each library: the functions to compile, and which of them are entry points."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def compile_source(source: Source, *, also: Sequence[str]) -> tuple[FrontEnd, di
 
 
 def _compile_module(front_end: FrontEnd, name: str) -> None:
-    """Compile a module's functions, which take integers."""
+    """Compile a module's functions, all of whose arguments are integers."""
     module = importlib.import_module(name)
     for function in vars(module).values():
         if isinstance(function, Dispatcher) and function.py_func.__module__ == name:
@@ -49,7 +49,7 @@ def _compile_module(front_end: FrontEnd, name: str) -> None:
 
 
 def _compiled_functions() -> Iterator[Any]:
-    """Every compiled function of our modules."""
+    """All compiled functions of our modules."""
     for name, module in sorted(sys.modules.items()):
         if name.partition(".")[0] in {"daemon", "backends", "tests"}:
             for value in list(vars(module).values()):
@@ -58,8 +58,8 @@ def _compiled_functions() -> Iterator[Any]:
 
 
 def _check_digest_covers(source: Source) -> None:
-    """No function may be compiled whose file is not part of the digest: its change would not be noticed."""
+    """Refuse to compile a function from a file outside the digest: a change of it would go unnoticed."""
     covered = set(source.files())
-    for dispatcher in _compiled_functions():  # tests' modules are compiled later
+    for dispatcher in _compiled_functions():  # modules of tests are compiled later
         file = ROOT / dispatcher.py_func.__code__.co_filename
-        assert not dispatcher.overloads or file in covered, f"{file} is compiled, and its digest leaves it out"
+        assert not dispatcher.overloads or file in covered, f"{file} is compiled, but not part of the digest"

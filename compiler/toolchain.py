@@ -1,4 +1,4 @@
-"""What the marks of `config.compilation` mean while something is compiled: Numba's decorators."""
+"""The decorators of `config.compilation` while code is compiled: Numba's."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ class NumbaToolchain:
     ir: Any = untyped.llvm_ir
 
     def __init__(self, vector_bits: int = 256, *, cached: bool = False) -> None:
-        """`cached` is for code that is compiled just in time: Numba keeps it on disk."""
+        """`cached` is for just-in-time compilation: Numba caches machine code on disk."""
         self._vector_bits = vector_bits
-        # Without reference counting (`_nrt`, undocumented: numba is pinned) an allocation is an error of compilation.
+        # Without reference counting (`_nrt`, undocumented: Numba is pinned) an allocation is a compile error.
         self._options = {"nogil": True, "cache": cached, "_nrt": False, "error_model": "numpy"}
 
     def compiled(self, function: F) -> F:
@@ -54,13 +54,13 @@ class NumbaToolchain:
 
 
 def _with_one_signature(dispatcher: Any) -> Any:
-    """Have compiled callers pass every integer as 64 bits, signed.
+    """Make compiled callers pass every integer as a signed 64-bit value.
 
     Numba compiles a function again for each width of its arguments, and for each constant: twice as many functions in
-    all. In a callee an integer is also of one kind, as it is when interpreted.
+    all. This also gives integers in a callee a single type, as in interpreted code.
     """
     resolve = getattr(dispatcher, "get_call_template", None)
-    if resolve is None:  # Numba's compiler is switched off: the function itself
+    if resolve is None:  # compilation is disabled: this is the plain function
         return dispatcher
 
     def plain(argument: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Numba's and llvmlite's parts, without types: what they have of them stops where parts are replaced or private."""
+"""Untyped access to Numba and llvmlite, whose type information does not cover replaced or private parts."""
 
 from __future__ import annotations
 

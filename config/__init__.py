@@ -1,3 +1,3 @@
-"""Configuration: every limit, where its value comes from, and how code is compiled. Imports nothing of ours."""
+"""Configuration: every limit, the sources of its value, and how code is compiled. Imports nothing of ours."""
 
 VERSION = "0.1.0"

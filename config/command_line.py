@@ -1,6 +1,6 @@
-"""The command line: the C daemon's options with their meanings, and ours.
+"""The command line: the C daemon's options with the same meanings, and ours.
 
-An option that sets a value is stored under its `section.key`; the loader checks it as it checks a file.
+An option's value is stored under its `section.key`; the loader checks it like a value from a file.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ OPTIONS = {
     "--log-level": "logging.level",
     "--log-format": "logging.format",
 }
-"""Options that set one value each. `--metrics` sets two and stands by itself."""
+"""Options that set one value each. `--metrics` sets two and is handled separately."""
 
 _METAVARS = {
     "--socket": "PATH",
@@ -54,7 +54,7 @@ _METRICS = re.compile(r"(?:(?P<address>\[[0-9A-Fa-f:.%\w]+\]|[^:\[\]]+):)?(?P<po
 
 @dataclass(frozen=True)
 class CommandLine:
-    """What was asked for: values by `section.key`, text or True, and the option that set each."""
+    """The parsed command line: values by `section.key`, text or True, and the option that set each."""
 
     values: dict[str, Any]
     options: dict[str, str]
@@ -63,7 +63,7 @@ class CommandLine:
 
 
 def parse(argv: Sequence[str]) -> CommandLine:
-    """Read the arguments, without the program's name. Ends the process for --help, --version and unknown options."""
+    """Parse the arguments, without the program's name. Exits for --help, --version and unknown options."""
     arguments = vars(parser().parse_args(list(argv)))
     values = {path: arguments[path] for path in OPTIONS.values() if path in arguments}
     options = {path: option for option, path in OPTIONS.items() if path in arguments}
@@ -73,14 +73,14 @@ def parse(argv: Sequence[str]) -> CommandLine:
 
 
 def parser() -> argparse.ArgumentParser:
-    """The parser, with the texts and defaults of the settings."""
+    """The parser, with descriptions and defaults from the settings."""
     made = argparse.ArgumentParser(
         prog=PROGRAM,
         description="Streams server-sent events on client sockets that Apache hands over.",
-        epilog="The command line wins over the environment, that over the file, and that over the defaults. "
-        "The file is the one of --config, or the first of ./streaming-daemon.toml, "
+        epilog="Precedence: the command line, the environment, the file, the defaults. "
+        "The file is that of --config, or the first that exists of ./streaming-daemon.toml, "
         "/etc/streaming-daemon/config.toml and /etc/streaming-daemon.toml. "
-        f"`{PROGRAM} mel FILE` starts no daemon: it computes the features of an audio file.",
+        f"`{PROGRAM} mel FILE` computes the features of an audio file, without a daemon.",
         argument_default=argparse.SUPPRESS,
     )
     for option, path in OPTIONS.items():
@@ -94,9 +94,9 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--config", type=Path, metavar="FILE", help="configuration file, TOML")
     actions = made.add_mutually_exclusive_group()
     for option, action, text in (
-        ("--check-config", "check_config", "say what is in force and where each value came from, then exit"),
-        ("--check-kernel", "check_kernel", "say what the kernel offers and what will be used, then exit"),
-        ("--warm-cache", "warm_cache", "does nothing any more: machine code is built before the daemon runs"),
+        ("--check-config", "check_config", "print the settings in force and the source of each value, then exit"),
+        ("--check-kernel", "check_kernel", "print what the kernel offers and what will be used, then exit"),
+        ("--warm-cache", "warm_cache", "does nothing: machine code is built before the daemon runs"),
     ):
         actions.add_argument(option, dest="action", action="store_const", const=action, help=text)
     made.add_argument("--version", action="version", version=f"{PROGRAM} {VERSION}")
@@ -110,17 +110,17 @@ def _add(made: argparse.ArgumentParser, option: str, path: str) -> None:
     if isinstance(key.type, inspect.BoolType):
         made.add_argument(option, dest=path, action="store_true", default=argparse.SUPPRESS, help=text)
     elif isinstance(key.type, inspect.LiteralType):
-        # No `choices`: the loader refuses a wrong one in the same words as it does for a file.
+        # No `choices`: the loader reports an invalid value in the same words as for a file.
         made.add_argument(option, dest=path, metavar="|".join(choices(key)), help=text)
     else:
         made.add_argument(option, dest=path, metavar=_METAVARS[option], help=text)
 
 
 def _metrics(text: str) -> dict[str, str]:
-    found = _METRICS.fullmatch(text)
-    if found is None:
+    match = _METRICS.fullmatch(text)
+    if match is None:
         raise argparse.ArgumentTypeError(f"{text!r} is not PORT, ADDRESS:PORT or [IPV6]:PORT")
-    values = {"monitoring.metrics_port": found["port"]}
-    if found["address"] is not None:
-        values["monitoring.metrics_address"] = found["address"].strip("[]")
+    values = {"monitoring.metrics_port": match["port"]}
+    if match["address"] is not None:
+        values["monitoring.metrics_address"] = match["address"].strip("[]")
     return values

@@ -1,9 +1,9 @@
-"""Marks compiled code. At run time the marks do nothing: machine code comes from a library that was built before.
+"""Decorators that mark compiled code. At run time they do nothing: the machine code is loaded from a built library.
 
-The package `compiler` puts its toolchain here (`use`) before it imports what is marked; then the marks compile. Without
-a toolchain a marked function is plain Python, which is how the tests run the plane interpreted.
+The package `compiler` registers its toolchain here (`use`) before it imports marked code; then the decorators compile.
+Without a toolchain a marked function is plain Python, which is how tests run the plane interpreted.
 
-Nothing here imports Numba, and neither does anything that the daemon imports.
+Neither this module nor anything else that the daemon imports imports Numba.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ if TYPE_CHECKING:
 
 F = TypeVar("F", bound="Callable[..., Any]")
 
-# Set by the tests, to run the plane as Python.
+# Set by tests, to run the plane as Python.
 INTERPRETED = os.environ.get("NUMBA_DISABLE_JIT", "0") not in ("", "0")
 
 
 class Toolchain(Protocol):
-    """What the marks stand for while something is compiled, or called in compiled form."""
+    """The implementation of the decorators while code is compiled, or called in compiled form."""
 
     types: Any
     """Numba's types."""
@@ -29,7 +29,7 @@ class Toolchain(Protocol):
     """llvmlite's instructions."""
 
     def compiled(self, function: F) -> F:
-        """A function of the plane: it holds no GIL and allocates nothing."""
+        """A function of the plane: it does not hold the GIL and allocates nothing."""
         ...
 
     def inlined(self, function: F) -> F:
@@ -41,7 +41,7 @@ class Toolchain(Protocol):
         ...
 
     def overload(self, function: Callable[..., Any], inline: Literal["never", "always"]) -> Callable[[F], F]:
-        """Registers the compiled form of a Python function."""
+        """Register the compiled form of a Python function."""
         ...
 
     def foreign(self, symbol: str, result: Any, arguments: tuple[Any, ...]) -> Any:
@@ -53,12 +53,12 @@ class Toolchain(Protocol):
         ...
 
     def vector_bits(self) -> int:
-        """How wide the vectors of the processor are that is compiled for."""
+        """The vector width of the target processor."""
         ...
 
 
 class _Absent:
-    """Stands for every type while nothing is compiled: its attributes and results are itself."""
+    """Replaces every type while nothing is compiled: its attributes and results are the object itself."""
 
     def __getattr__(self, name: str) -> _Absent:
         return self
@@ -74,7 +74,7 @@ ir: Any = _Absent()
 
 
 def use(toolchain: Toolchain) -> None:
-    """Have the marks mean this from now on. To be called before anything marked is imported."""
+    """Set the toolchain. Call before anything marked is imported."""
     global _toolchain, types, ir
     assert not _is_marked, "a toolchain comes too late: marked code has been imported"
     _toolchain, types, ir = toolchain, toolchain.types, toolchain.ir
@@ -87,7 +87,7 @@ def _toolchain_in_force() -> Toolchain | None:
 
 
 def compiled(function: F) -> F:
-    """Mark a function of the plane: compiled, it holds no GIL and allocates nothing."""
+    """Mark a function of the plane: compiled, it does not hold the GIL and allocates nothing."""
     toolchain = _toolchain_in_force()
     return function if toolchain is None else toolchain.compiled(function)
 
@@ -111,7 +111,7 @@ def overload(function: Callable[..., Any], inline: Literal["never", "always"] = 
 
 
 def foreign(symbol: str, result: Any, *arguments: Any) -> Any:
-    """A C function by name, which compiled code alone can call. The library's loader resolves it."""
+    """A C function by name, which only compiled code can call. Resolved when the library is loaded."""
     toolchain = _toolchain_in_force()
     return None if toolchain is None else toolchain.foreign(symbol, result, arguments)
 
@@ -123,6 +123,6 @@ def from_dtype(dtype: Any) -> Any:
 
 
 def vector_bits(otherwise: int) -> int:
-    """How wide the vectors of the processor are that is compiled for; `otherwise` where nothing is compiled."""
+    """The vector width of the target processor; `otherwise` when nothing is compiled."""
     toolchain = _toolchain_in_force()
     return otherwise if toolchain is None else toolchain.vector_bits()

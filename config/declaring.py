@@ -1,4 +1,4 @@
-"""How a setting is declared: what msgspec is told of it, and what the reference says.
+"""Declaration of settings: msgspec's constraints, and the description for the reference.
 
 Fields marked `RELOADABLE` take effect on SIGHUP; any other change needs a restart.
 """
@@ -11,10 +11,10 @@ RELOADABLE = {"reloadable": True}
 
 
 def reloadable(description: str, *, ge: float | None = None, le: float | None = None) -> Meta:
-    """A setting that SIGHUP changes; a number with its bounds."""
+    """A setting that SIGHUP changes, with bounds for a number."""
     return Meta(description=description, extra=RELOADABLE, ge=ge, le=le)
 
 
 def reloadable_text(description: str, *, min_length: int | None = None, max_length: int | None = None) -> Meta:
-    """The same for a text or a list, with the bounds of its length."""
+    """As `reloadable`, for a text or a list, with bounds of its length."""
     return Meta(description=description, extra=RELOADABLE, min_length=min_length, max_length=max_length)

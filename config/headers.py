@@ -1,4 +1,4 @@
-"""Which headers a configuration may add to requests: tokens of RFC 9110, and none that frames or routes the request."""
+"""Headers that settings may add to requests: tokens of RFC 9110, except those that frame or route the request."""
 
 from __future__ import annotations
 
@@ -16,28 +16,28 @@ HOP_BY_HOP = frozenset(
         *("transfer-encoding", "upgrade"),
     }
 )
-"""They are about one connection, which is the daemon's own affair."""
+"""They concern a single connection, which the daemon manages."""
 OWN = frozenset(
     {
         *("host", "content-length", "content-type", "accept", "accept-encoding", "expect"),
         *("x-request-id", "x-test-pattern", "traceparent"),
     }
 )
-"""The daemon sends them itself, or (a compressed answer, a pause before the body) could not cope with what they ask."""
+"""The daemon sends them itself, or cannot handle what they request (compression, a pause before the body)."""
 is_token = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+").fullmatch
 is_value = re.compile(r"(?:[!-~](?:[\t -~]*[!-~])?)?").fullmatch
 
 
 def fault(headers: Mapping[str, str]) -> str:
-    """What is wrong with the first header that is not permitted, without its value; empty where all are."""
+    """The fault of the first header that is not permitted, without its value; empty if all are permitted."""
     seen: set[str] = set()
     for name, value in headers.items():
         shown = name[:NAME_CHARACTERS_MAX].encode("ascii", "backslashreplace").decode()
         lower = name.lower()
         if not is_token(name) or len(name) > NAME_CHARACTERS_MAX:
-            return f"{shown!r} is no header name: permitted are letters, digits and !#$%&'*+-.^_`|~"
+            return f"{shown!r} is not a header name: permitted are letters, digits and !#$%&'*+-.^_`|~"
         if lower in HOP_BY_HOP:
-            return f"{shown} is refused: it is about one connection, which the daemon keeps itself"
+            return f"{shown} is refused: it concerns a connection, which the daemon manages"
         if lower in OWN:
             return f"{shown} is refused: the daemon sets it itself"
         if lower in seen:

@@ -1,8 +1,8 @@
-"""Loads the machine code that was built from the marked sources: one shared library for the plane, one for mel frames.
+"""Loads the machine code built from the marked sources: one shared library for the plane, one for mel frames.
 
-A library lies in a folder `built` beside its sources, with a description of the same name in JSON: what it was built
-from (a digest of the sources), for which machine, and its own digest. Nothing is loaded that does not match its
-description, so no stale, foreign or damaged library ever runs. `compiler` writes both files.
+A library is in a folder `built` beside its sources, with a JSON description of the same name: a digest of the sources
+it was built from, its machine, and its own digest. Only a library that matches its description is loaded, so no stale,
+foreign or damaged library ever runs. `compiler` writes both files.
 """
 
 from __future__ import annotations
@@ -34,24 +34,24 @@ LEVEL_VARIABLE = "STREAMING_DAEMON_CPU_LEVEL"
 
 logger = logging.getLogger(__name__)
 
-# What each level asks of /proc/cpuinfo beyond the level before it (x86-64 psABI, "micro-architecture levels").
+# The flags in /proc/cpuinfo that each level requires beyond the level before it (x86-64 psABI).
 _LEVEL_FLAGS = {
     "v2": {"cx16", "lahf_lm", "popcnt", "pni", "sse4_1", "sse4_2", "ssse3"},
     "v3": {"abm", "avx", "avx2", "bmi1", "bmi2", "f16c", "fma", "movbe", "xsave"},
     "v4": {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"},
 }
-_CPUINFO_BYTES_MAX = 8192  # the first processor's entry; there may be hundreds
+_CPUINFO_BYTES_MAX = 8192  # covers the first processor's entry; there may be hundreds
 
 
 @dataclass(frozen=True)
 class Source:
-    """What one library is built from, and for which levels of instruction sets."""
+    """The sources of one library, and its levels of instruction sets."""
 
     name: str
     folder: str
-    """Where its folder `built` is."""
+    """The folder that contains its folder `built`."""
     patterns: tuple[str, ...]
-    """All files that machine code depends on: the functions, and the constants that are compiled in."""
+    """All files that the machine code depends on: functions, and constants compiled into them."""
     levels: tuple[str, ...]
 
     def files(self) -> list[Path]:
@@ -59,7 +59,7 @@ class Source:
         return sorted({path for pattern in self.patterns for path in ROOT.glob(pattern)})
 
     def digest(self) -> str:
-        """A digest of the sources as they are now."""
+        """A digest of the current sources."""
         digest = hashlib.sha256()
         for path in self.files():
             digest.update(f"{path.relative_to(ROOT)}\0".encode())
@@ -96,11 +96,11 @@ SOURCES = {source.name: source for source in (PLANE, MEL)}
 
 
 class LibraryError(Exception):
-    """A library cannot be used; says which file, why, and what to do."""
+    """A library cannot be used; the message names the file, the reason and the remedy."""
 
 
 class Description(msgspec.Struct, frozen=True):
-    """What lies beside a library."""
+    """The description stored beside a library."""
 
     version: str
     machine: str
@@ -110,14 +110,14 @@ class Description(msgspec.Struct, frozen=True):
     compiler: str
     """The versions of the compiler, and a digest of the package `compiler`."""
     sha256: str
-    """Of the library's file."""
+    """The digest of the library's file."""
     entries: dict[str, tuple[str, list[str], str]]
-    """Symbol, kinds of the arguments, and kind of the result, of each entry point by its name (`Entry`)."""
+    """Symbol, argument kinds and result kind of each entry point, by name (`Entry`)."""
 
 
 @lru_cache(maxsize=1)
 def cpu_level() -> str:
-    """The highest level that this processor has, or that STREAMING_DAEMON_CPU_LEVEL names; "" where there are none."""
+    """The highest level of this processor, or STREAMING_DAEMON_CPU_LEVEL; "" on machines without levels."""
     if platform.machine() != "x86_64":
         return ""
     chosen = os.environ.get(LEVEL_VARIABLE, "")
@@ -135,25 +135,25 @@ def cpu_level() -> str:
 
 
 def level_of(source: Source) -> str:
-    """The level of the library that this processor would load."""
+    """The level of the library that this processor loads."""
     level = cpu_level()
     fitting = [candidate for candidate in source.levels if candidate <= level]
     return fitting[-1] if fitting else source.levels[0] if level else ""
 
 
 def path_of(source: Source, level: str | None = None, machine: str | None = None) -> Path:
-    """Where a library lies."""
+    """The path of a library."""
     parts = [source.name, machine or platform.machine(), level_of(source) if level is None else level]
     return ROOT / source.folder / "built" / f"{'-'.join(part for part in parts if part)}.so"
 
 
 def is_checkout() -> bool:
-    """Whether the package `compiler` is here, which is part of a source checkout and of no wheel."""
+    """Whether the package `compiler` is present, which only a source checkout contains."""
     return (ROOT / "compiler" / "__main__.py").is_file()
 
 
 def compiler_digest() -> str:
-    """A digest of the package `compiler`, where there is one."""
+    """A digest of the package `compiler`, if present."""
     digest = hashlib.sha256()
     for path in sorted((ROOT / "compiler").glob("*.py")):
         digest.update(path.read_bytes())
@@ -161,10 +161,10 @@ def compiler_digest() -> str:
 
 
 def describe(path: Path) -> Description:
-    """The description of a library, which must match its file.
+    """The description of a library, verified against its file.
 
     Raises:
-        LibraryError: one of the two is missing, cannot be read, or does not match.
+        LibraryError: a file is missing, cannot be read, or does not match.
     """
     try:
         description = msgspec.json.decode(path.with_suffix(".json").read_bytes(), type=Description)
@@ -176,7 +176,7 @@ def describe(path: Path) -> Description:
     except msgspec.DecodeError as error:
         raise LibraryError(f"{path.with_suffix('.json')} is damaged: {error}") from None
     if hashlib.sha256(content).hexdigest() != description.sha256:
-        raise LibraryError(f"{path} is damaged, or of another build than its description")
+        raise LibraryError(f"{path} is damaged, or from another build than its description")
     return description
 
 
@@ -184,23 +184,23 @@ def check(source: Source, path: Path | None = None) -> Description:
     """The description of the library that this process would load.
 
     Raises:
-        LibraryError: there is none, or it is not to be used.
+        LibraryError: there is no library, or it must not be used.
     """
     file = path_of(source) if path is None else path
     description = describe(file)
     if description.machine != platform.machine():
-        raise LibraryError(f"{file} is for {description.machine}, and this is {platform.machine()}")
+        raise LibraryError(f"{file} is for {description.machine}, but this machine is {platform.machine()}")
     if description.version != VERSION:
-        raise LibraryError(f"{file} is of version {description.version}, and this is {VERSION}")
+        raise LibraryError(f"{file} is of version {description.version}, but this is {VERSION}")
     if description.sources != source.digest():
-        raise LibraryError(f"{file} was built from other sources than those that are here")
+        raise LibraryError(f"{file} was built from sources that have changed")
     if is_checkout() and not description.compiler.startswith(compiler_digest()):
-        raise LibraryError(f"{file} was built by another state of the compiler than the one that is here")
+        raise LibraryError(f"{file} was built by another version of the compiler package")
     return description
 
 
 def fault(source: Source) -> str | None:
-    """Why the library that this process would load is not to be used; None where it is."""
+    """Why the library that this process would load must not be used; None if it may."""
     try:
         check(source)
     except LibraryError as error:
@@ -213,7 +213,7 @@ class PlaneAssertionError(AssertionError):
 
 
 class _Fault(ctypes.Structure):
-    """What an entry point leaves of an assertion that failed: text, as `compiler` wrote it."""
+    """The record of a failed assertion that an entry point leaves: text, as `compiler` wrote it."""
 
     _fields_ = (("text", ctypes.c_void_p), ("length", ctypes.c_int32))
 
@@ -231,7 +231,7 @@ _NONE = -2  # the status of a function that returns nothing
 
 
 def _result_type(kind: str) -> Any:
-    """The C type of a result; several, separated by commas, are a tuple."""
+    """The C type of a result; comma-separated kinds are a tuple."""
     kinds = kind.split(",")
     if len(kinds) == 1:
         return ctypes.c_void_p if kind == "none" else _KINDS[kind]
@@ -240,7 +240,7 @@ def _result_type(kind: str) -> Any:
 
 
 class Entry:
-    """One entry point: integers, truth values and addresses of records in, integers out.
+    """An entry point: takes integers, booleans and addresses of records, returns integers.
 
     The machine code has Numba's calling convention: int f(result *, fault **, arguments...).
     """
@@ -254,7 +254,7 @@ class Entry:
         self._is_tuple = "," in result
 
     def __call__(self, *arguments: int) -> Any:
-        """Call it; raises PlaneAssertionError where an assertion failed."""
+        """Call it; raises PlaneAssertionError when an assertion fails."""
         result, fault = self._result_type(), ctypes.POINTER(_Fault)()
         status = self._function(ctypes.byref(result), ctypes.byref(fault), *arguments)
         if status == 0:
@@ -267,7 +267,7 @@ class Entry:
 
 
 def _error(fault: Any) -> Exception:
-    """The exception that compiled code has raised."""
+    """The exception raised by compiled code."""
     if not fault:
         return RuntimeError("compiled code failed without a reason")
     text = ctypes.string_at(fault.contents.text, fault.contents.length).decode()
@@ -277,10 +277,10 @@ def _error(fault: Any) -> Exception:
 
 
 class Library:
-    """A library that was found to match its description, loaded."""
+    """A loaded library that matches its description."""
 
     def __init__(self, path: Path, description: Description) -> None:
-        """Raises LibraryError where the loader refuses the file."""
+        """Raises LibraryError when the dynamic loader rejects the file."""
         self.path = path
         self.description = description
         try:
@@ -289,7 +289,7 @@ class Library:
             raise LibraryError(f"{path} cannot be loaded: {error}") from None
 
     def entry(self, name: str, *, holds_gil: bool = False) -> Entry:
-        """An entry point by name. `holds_gil` is for calls so short that giving the GIL away costs more."""
+        """An entry point by name. `holds_gil` is for calls so short that releasing the GIL would cost more."""
         symbol, arguments, result = self.description.entries[name]
         function = (self._locked if holds_gil else self._unlocked)[symbol]
         return Entry(function, arguments, result)
@@ -299,10 +299,10 @@ _loaded: dict[str, Library] = {}
 
 
 def load(source: Source) -> Library:
-    """The library of this machine, loaded once; in a checkout built first where it is missing or stale.
+    """This machine's library, loaded once; in a checkout, built first when missing or stale.
 
     Raises:
-        LibraryError: it cannot be used or built; says why, and what to do.
+        LibraryError: it cannot be used or built; the message names the remedy.
     """
     library = _loaded.get(source.name)
     if library is None:
@@ -318,12 +318,12 @@ def load(source: Source) -> Library:
 
 
 def build_command(source: Source) -> list[str]:
-    """Builds a library in a process of its own: a compiler leaves a quarter of a gigabyte behind."""
+    """The command that builds a library in a child process: a compiler would leave a quarter of a gigabyte behind."""
     return [sys.executable, "-m", "compiler", source.name]
 
 
 def build_error(source: Source, output: bytes) -> LibraryError:
-    """What a failed build has to say."""
+    """The error for a failed build, with its last output."""
     reason = output.decode(errors="replace").strip().removeprefix("error: ")
     return LibraryError(f"the library {source.name} cannot be built: {reason}")
 
@@ -336,12 +336,12 @@ def _build(source: Source) -> Description:
 
 
 def native(source: Source, name: str, *, holds_gil: bool = False) -> Callable[..., Any]:
-    """The compiled form of an entry point, by the full name of its Python function, which is not imported for that.
+    """The compiled form of an entry point, by the full name of its Python function, which is not imported.
 
-    Where code is interpreted (in tests) it is the function itself.
+    When code is interpreted (in tests), the Python function itself.
 
     Raises:
-        LibraryError: the library is not to be used; says what to do.
+        LibraryError: the library must not be used; the message names the remedy.
     """
     if INTERPRETED:
         module, _, function = name.rpartition(".")

@@ -1,7 +1,7 @@
-"""Where each setting comes from: defaults, then the file, then the environment, then the command line.
+"""Combines the sources of settings: defaults, then the file, then the environment, then the command line.
 
-`load` is called once at start and again at each reload; `describe` is what --check-config prints, `reload_difference`
-what a reload says. Nothing here is kept between calls.
+`load` is called once at start and again at each reload; `describe` formats the output of --check-config,
+`reload_difference` that of a reload. Nothing is kept between calls.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ PLACES = (
     Path("/etc/streaming-daemon/config.toml"),
     Path("/etc/streaming-daemon.toml"),
 )
-"""Where a file is looked for when --config names none; the first that exists is read, and no other."""
+"""Where a file is looked for without --config; the first that exists is read, and no other."""
 
 ENVIRONMENT = {
     "MOCK_LATENCY_MS": "backend.mock.latency_ms",
@@ -54,16 +54,16 @@ ENVIRONMENT = {
     "OPENAI_HTTP2_ENABLED": "backend.openai.http2_enabled",
     "OPENAI_INSECURE_SSL": "backend.openai.insecure_ssl",
 }
-"""Variables that set a value; an empty one counts as absent."""
+"""Variables that set a value; an empty variable counts as absent."""
 
 RUNNER_TYPE = "TT_RUNNER_TYPE"
 RUNNERS = {"llm_test": ("backend.test_model.enabled", "on")}
-"""The variable by which another server chooses what answers; of its values, the settings that they stand for."""
+"""The variable by which another server chooses its backend, and the settings that correspond to each value."""
 
 
 @dataclass(frozen=True)
 class Loaded:
-    """The settings, and for each `section.key` where its value came from."""
+    """The settings, and the source of each by `section.key`."""
 
     settings: Settings
     provenance: dict[str, str]
@@ -73,14 +73,14 @@ class Loaded:
 
 
 def load(argv: Sequence[str], environment: Mapping[str, str] | None = None) -> Loaded:
-    """Put the settings together; `argv` is without the program's name, `environment` is the process's if not given.
+    """Combine the settings; `argv` is without the program's name, `environment` defaults to the process's.
 
     Raises:
         ConfigError: something is unknown or not permitted; the message is for the operator.
-        SystemExit: --help, --version, or arguments that make no command line.
+        SystemExit: --help, --version, or invalid arguments.
     """
-    asked = command_line.parse(argv)
-    file = asked.file or next((place for place in PLACES if place.exists()), None)
+    command = command_line.parse(argv)
+    file = command.file or next((place for place in PLACES if place.exists()), None)
     values = {path: key.default for path, key in KEYS.items()}
     provenance = dict.fromkeys(KEYS, "default")
     others: dict[str, dict[str, Any]] = {}
@@ -95,33 +95,31 @@ def load(argv: Sequence[str], environment: Mapping[str, str] | None = None) -> L
     for path, (value, origin) in _environment_values(surroundings).items():
         values[path], provenance[path] = value, origin
     warnings += _runner_warnings(surroundings)
-    for path, value in asked.values.items():
-        option = asked.options[path]
+    for path, value in command.values.items():
+        option = command.options[path]
         values[path] = _option_value(path, value, option)
         provenance[path] = f"command line {option}"
-    return Loaded(_settings(values, others), provenance, warnings, asked.action, file)
+    return Loaded(_settings(values, others), provenance, warnings, command.action, file)
 
 
 def _environment_values(environment: Mapping[str, str]) -> dict[str, tuple[object, str]]:
     runner = RUNNERS.get(environment.get(RUNNER_TYPE, "").strip())
-    found: dict[str, tuple[object, str]] = (
+    values: dict[str, tuple[object, str]] = (
         {} if runner is None else {runner[0]: (runner[1], f"environment {RUNNER_TYPE}")}
     )
     for variable, path in ENVIRONMENT.items():
         text = environment.get(variable, "").strip()
         if text:
-            found[path] = check_text(path, text, "environment", variable), f"environment {variable}"
-    return found
+            values[path] = check_text(path, text, "environment", variable), f"environment {variable}"
+    return values
 
 
 def _runner_warnings(environment: Mapping[str, str]) -> tuple[str, ...]:
-    """The other server takes any value; here it is no error either, but it does nothing."""
+    """The other server accepts any value; here an unknown one is not an error either, but has no effect."""
     runner = environment.get(RUNNER_TYPE, "").strip()
     if not runner or runner in RUNNERS:
         return ()
-    return (
-        f"environment {RUNNER_TYPE}: {runner[:40]!r} is not known here, and ignored: it may be {', '.join(RUNNERS)}",
-    )
+    return (f"environment {RUNNER_TYPE}: {runner[:40]!r} is unknown and ignored: known are {', '.join(RUNNERS)}",)
 
 
 def _option_value(path: str, value: object, option: str) -> object:
@@ -131,7 +129,7 @@ def _option_value(path: str, value: object, option: str) -> object:
 
 
 def _settings(values: Mapping[str, Any], others: dict[str, dict[str, Any]]) -> Settings:
-    """Structs out of checked values. They are made by class, so a backend's section needs no line here."""
+    """Build structs from checked values, by class, so that a backend's section needs no code here."""
     sections: dict[str, Any] = {"backend": {OTHERS: others}}
     for section, struct in SECTIONS.items():
         made = struct(**{key.name: values[key.path] for key in KEYS.values() if key.section == section})
@@ -144,11 +142,11 @@ def _settings(values: Mapping[str, Any], others: dict[str, dict[str, Any]]) -> S
     return Settings(backend=backend, **sections)
 
 
-# ---- what is in force
+# ---- the settings in force
 
 
 def describe(loaded: Loaded) -> str:
-    """One line for each setting, `section.key = value  (from)`, in columns. Secrets are masked."""
+    """One line per setting, `section.key = value  (source)`, in columns. Secrets are masked."""
     rows: list[tuple[str, str, str]] = []
     for path in KEYS:
         value, origin = value_of(loaded.settings, path), loaded.provenance[path]
@@ -172,7 +170,7 @@ def describe(loaded: Loaded) -> str:
 
 
 def reload_difference(old: Settings, new: Settings) -> tuple[list[str], list[str]]:
-    """Which settings differ, by `section.key`: those that take effect at once, and those that need a restart."""
+    """The settings that differ, by `section.key`: those that take effect at once, and those that need a restart."""
     applied: list[str] = []
     needs_restart: list[str] = []
     for path in KEYS:
@@ -187,7 +185,7 @@ def reload_difference(old: Settings, new: Settings) -> tuple[list[str], list[str
 
 
 def reloaded(old: Settings, new: Settings) -> Settings:
-    """The old settings with what `reload_difference` calls applied: what is in force after a reload."""
+    """The old settings with the reloadable changes applied: the settings in force after a reload."""
     values = {path: value_of(new if _is_taken(path, old) else old, path) for path in KEYS}
     others = {
         name: new.backend.others[name] if _keeps_class(name, old, new) else options
@@ -197,7 +195,7 @@ def reloaded(old: Settings, new: Settings) -> Settings:
 
 
 def _is_taken(path: str, old: Settings) -> bool:
-    """Whether a reload puts a changed value in force. A backend that was not made at start is not made by a reload."""
+    """Whether a reload applies a changed value. A reload does not create a backend that did not exist at start."""
     is_made = {
         "backend.openai": old.uses_openai,
         "backend.mel": old.uses_mel,
@@ -207,13 +205,13 @@ def _is_taken(path: str, old: Settings) -> bool:
 
 
 def _other_options(settings: Settings) -> dict[tuple[str, str], object]:
-    # Boxed, so that an option that is there counts as different from one that is not, whatever its value.
+    # Boxed, so that a present option differs from an absent one, whatever its value.
     return {
         (name, key): (value,) for name, options in settings.backend.others.items() for key, value in options.items()
     }
 
 
 def _keeps_class(name: str, old: Settings, new: Settings) -> bool:
-    """Whether a backend is there before and after: it is handed its section again, a new one is not made."""
+    """Whether a backend exists before and after: then it is given its new section, and is not created again."""
     before, after = old.backend.others.get(name), new.backend.others.get(name)
     return before is not None and after is not None and before["class"] == after["class"]

@@ -1,4 +1,4 @@
-"""The settings of [backend.mel]. What each choice means is said in docs/mel.md and docs/backends.md."""
+"""The settings of [backend.mel]. docs/mel.md and docs/backends.md explain each choice."""
 
 from __future__ import annotations
 
@@ -24,28 +24,28 @@ def _choice(description: str) -> Meta:
 
 
 class MelBackend(msgspec.Struct, frozen=True, kw_only=True):
-    """Mel features of audio: from files below `server.data_dir`, or from uploads that are still arriving."""
+    """Mel features of audio: from files below `server.data_dir`, or from uploads while they arrive."""
 
     enabled: Annotated[
-        bool, Meta(description="have the backend, which needs the extra `mel`; it is also there as the default one")
+        bool, Meta(description="enable the backend, which needs the extra `mel`; also enabled as the default backend")
     ] = False
     device: Annotated[
         Literal["auto", "cpu", "cuda"],
-        Meta(description="what computes; auto is GPUs where there are any; cuda without one is an error"),
+        Meta(description="compute device; auto uses GPUs if there are any; cuda without a GPU is an error"),
     ] = "cpu"
-    format: Annotated[MelFormat, _choice("form of a stream whose request names none")] = "sse"
-    bins: Annotated[int, reloadable("mel bins of a request that names none: 80 or 128", ge=80, le=128)] = 80
-    normalisation: Annotated[MelNormalisation, _choice("normalisation of a request that names none")] = "none"
-    dtype: Annotated[MelNumberType, _choice("type of the numbers where a request names none")] = "float32"
+    format: Annotated[MelFormat, _choice("default format of a stream")] = "sse"
+    bins: Annotated[int, reloadable("default number of mel bins: 80 or 128", ge=80, le=128)] = 80
+    normalisation: Annotated[MelNormalisation, _choice("default normalisation")] = "none"
+    dtype: Annotated[MelNumberType, _choice("default number type")] = "float32"
     sample_format: Annotated[
-        SampleFormat, _choice("samples of an upload that names none; auto is WAV by its head, otherwise s16le")
+        SampleFormat, _choice("default sample format of an upload; auto detects WAV, otherwise s16le")
     ] = "auto"
     sample_rate: Annotated[
         int,
-        reloadable("Hz, of a raw upload that names none", ge=SAMPLE_RATE_MIN_HZ, le=SAMPLE_RATE_MAX_HZ),
+        reloadable("default sample rate of a raw upload, in Hz", ge=SAMPLE_RATE_MIN_HZ, le=SAMPLE_RATE_MAX_HZ),
     ] = 16_000
-    channels: Annotated[int, reloadable("of a raw upload that names none", ge=1, le=CHANNELS_MAX)] = 1
-    chunk_frames_max: Annotated[int, reloadable("frames of one event, line or block", ge=1, le=3000)] = 100
+    channels: Annotated[int, reloadable("default channel count of a raw upload", ge=1, le=CHANNELS_MAX)] = 1
+    chunk_frames_max: Annotated[int, reloadable("frames per event, line or block", ge=1, le=3000)] = 100
     audio_bytes_max: Annotated[
         int, reloadable("size of a file or an upload; more gets a 413; 0 = no limit", ge=0, le=1 << 44)
     ] = 1 << 30
@@ -56,22 +56,20 @@ class MelBackend(msgspec.Struct, frozen=True, kw_only=True):
         str,
         Meta(
             max_length=4096,
-            description="directory of a Whisper model in CTranslate2's form, which needs the extra `transcribe`; "
-            "requests may then ask for text; empty = off",
+            description="directory of a Whisper model in CTranslate2 format, which needs the extra `transcribe`; "
+            "requests may then request text; empty = off",
         ),
     ] = ""
-    transcribe_device: Annotated[Literal["cpu", "cuda"], Meta(description="what the Whisper model runs on")] = "cpu"
+    transcribe_device: Annotated[Literal["cpu", "cuda"], Meta(description="device of the Whisper model")] = "cpu"
     transcribe_uses_max: Annotated[
-        int, Meta(ge=1, le=16, description="windows that the model works on at once; others wait")
+        int, Meta(ge=1, le=16, description="windows transcribed concurrently; others wait")
     ] = 1
-    transcribe_threads: Annotated[int, Meta(ge=1, le=64, description="threads for each of these windows, on a CPU")] = 2
+    transcribe_threads: Annotated[int, Meta(ge=1, le=64, description="threads per window, on a CPU")] = 2
     transcribe_language: Annotated[
         str,
-        reloadable_text("of a request that names none, as `de`; empty = heard in its first 30 s", max_length=8),
+        reloadable_text("default language, such as `de`; empty = detected in the first 30 s", max_length=8),
     ] = ""
-    transcribe_beam_size: Annotated[
-        int, reloadable("beams of a request that names no number", ge=1, le=BEAM_SIZE_MAX)
-    ] = 5
+    transcribe_beam_size: Annotated[int, reloadable("default beam size", ge=1, le=BEAM_SIZE_MAX)] = 5
     transcribe_beam_size_max: Annotated[
-        int, reloadable("beams that a request may ask for; more get a 400", ge=1, le=BEAM_SIZE_MAX)
+        int, reloadable("largest beam size of a request; more gets a 400", ge=1, le=BEAM_SIZE_MAX)
     ] = 5

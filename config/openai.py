@@ -1,8 +1,7 @@
 """The settings of [backend.openai], and of each table of [[backend.openai.upstreams]].
 
-What both have is declared once, above them. In an upstream None means that the section's value counts; a file cannot
-say it otherwise than by leaving the key out. How a base URL or a key file is understood is said in
-backends/openai/options.py, which reads them.
+Settings common to both are declared once, first. In an upstream None means that the section's value applies; a file
+expresses it by omitting the key. backends/openai/options.py interprets base URLs and key files.
 """
 
 from __future__ import annotations
@@ -18,74 +17,74 @@ API_BASE_DEFAULT = "https://api.openai.com/v1"
 UPSTREAMS_MAX = 256
 UPSTREAM_NAME = "^[a-z0-9_.-]{1,64}$"
 
-# ---- what a section and an upstream both have
+# ---- common to a section and an upstream
 
 ApiKey = Annotated[str, reloadable_text("sent as a bearer token; empty = none", max_length=4096)]
-ApiKeyFile = Annotated[
-    str, reloadable("file with the key, so that it need not stand here; others must not be able to read it")
-]
-NeedsKey = Annotated[bool, reloadable("an https upstream that is not on this host needs a key, or it is an error")]
+ApiKeyFile = Annotated[str, reloadable("file with the key, in place of api_key; must not be readable by others")]
+NeedsKey = Annotated[bool, reloadable("require a key for an https upstream on another host")]
 ApiBase = Annotated[
-    str, reloadable_text("base URL; /v1 is added where its path names no version", min_length=1, max_length=2048)
+    str, reloadable_text("base URL; /v1 is appended if its path has no version", min_length=1, max_length=2048)
 ]
 ApiSocket = Annotated[
-    str, reloadable_text("Unix socket to connect to in place of the base's host and port; empty = none", max_length=107)
+    str, reloadable_text("Unix socket to connect to instead of the base's host and port; empty = none", max_length=107)
 ]
 Http2Enabled = Annotated[
-    bool, reloadable("speak HTTP/2: agreed on in TLS, otherwise by prior knowledge; false = HTTP/1.1")
+    bool, reloadable("use HTTP/2: negotiated in TLS, otherwise with prior knowledge; false = HTTP/1.1")
 ]
-InsecureSsl = Annotated[bool, reloadable("do not verify certificates: anyone on the way can read the key")]
-CaFile = Annotated[str, reloadable("certificates to trust in place of the system's; empty = the system's")]
+InsecureSsl = Annotated[bool, reloadable("do not verify certificates: an attacker on the path can read the key")]
+CaFile = Annotated[str, reloadable("certificates to trust instead of the system's; empty = the system's")]
 ModelName = Annotated[str, Meta(min_length=1, max_length=256)]
 Models = Annotated[
     tuple[ModelName, ...],
-    reloadable_text('models it serves; empty = any; "ASKED=SENT" has it asked for by another name', max_length=1024),
+    reloadable_text('models it serves; empty = any; "ALIAS=MODEL" accepts ALIAS and requests MODEL', max_length=1024),
 ]
 Headers = Annotated[dict[str, str], reloadable_text("headers added to each request", max_length=64)]
-System = Annotated[str, reloadable("system message of a conversation that has none; empty = none")]
-MaxTokens = Annotated[int, reloadable("of a request that sets none; 0 = not sent", ge=0, le=1 << 31)]
-Temperature = Annotated[float, reloadable("of a request that sets none; below 0 = not sent", ge=-1, le=2)]
-TopP = Annotated[float, reloadable("of a request that sets none; below 0 = not sent", ge=-1, le=1)]
+System = Annotated[str, reloadable("system message for a conversation without one; empty = none")]
+MaxTokens = Annotated[int, reloadable("default for a request; 0 = not sent", ge=0, le=1 << 31)]
+Temperature = Annotated[float, reloadable("default for a request; below 0 = not sent", ge=-1, le=2)]
+TopP = Annotated[float, reloadable("default for a request; below 0 = not sent", ge=-1, le=1)]
 AsksUsage = Annotated[
-    bool, reloadable("ask for token counts (stream_options.include_usage), which some old servers refuse")
+    bool, reloadable("request token counts (stream_options.include_usage), which some old servers reject")
 ]
-ConnectTimeout = Annotated[int, reloadable("to connect, TLS included, then the next upstream", ge=1, le=600_000)]
+ConnectTimeout = Annotated[
+    int, reloadable("limit for connecting, including TLS; then the next upstream is tried", ge=1, le=600_000)
+]
 HeadTimeout = Annotated[
     int,
-    reloadable("from the request to the response's head", ge=1, le=3_600_000),
+    reloadable("limit from the request to the response head", ge=1, le=3_600_000),
 ]
-FirstTokenTimeout = Annotated[int, reloadable("from the head to the first token", ge=1, le=3_600_000)]
-SilenceTimeout = Annotated[int, reloadable("silence between two tokens", ge=1, le=3_600_000)]
+FirstTokenTimeout = Annotated[int, reloadable("limit from the head to the first token", ge=1, le=3_600_000)]
+SilenceTimeout = Annotated[int, reloadable("limit between two tokens", ge=1, le=3_600_000)]
 OnDisconnect = Annotated[
     Literal["cancel", "drain"],
     Meta(
-        description="when the client has left: stop the upstream at once, or read on to learn the usage",
+        description="when the client disconnects: stop the upstream at once, or read on for the usage",
         extra=RELOADABLE,
     ),
 ]
-DrainTimeout = Annotated[int, reloadable("how long to read on at most, with on_disconnect = drain", ge=1, le=3600)]
-IdleConnectionsMax = Annotated[int, reloadable("connections kept for later requests", ge=0, le=65_536)]
-IdleTimeout = Annotated[int, reloadable("how long such a connection is kept", ge=1, le=3600)]
+DrainTimeout = Annotated[int, reloadable("limit for reading on, with on_disconnect = drain", ge=1, le=3600)]
+IdleConnectionsMax = Annotated[int, reloadable("idle connections kept for reuse", ge=0, le=65_536)]
+IdleTimeout = Annotated[int, reloadable("how long an idle connection is kept", ge=1, le=3600)]
 StreamsMax = Annotated[
-    int, reloadable("streams at once; more go to the next upstream, or get a 503; 0 = no limit", ge=0, le=1_000_000)
+    int, reloadable("concurrent streams; more go to the next upstream, or get a 503; 0 = no limit", ge=0, le=1_000_000)
 ]
 BreakerFailures = Annotated[
-    int, reloadable("failures in a row after which no more streams go there; 0 = never", ge=0, le=1000)
+    int, reloadable("consecutive failures that open the circuit breaker; 0 = never", ge=0, le=1000)
 ]
-BreakerOpen = Annotated[int, reloadable("for how long, before it is tried again", ge=1, le=3600)]
-BreakerSuccesses = Annotated[int, reloadable("answers in a row that then end the trial", ge=1, le=1000)]
-BreakerProbes = Annotated[int, reloadable("streams at once that may try it meanwhile", ge=1, le=1000)]
+BreakerOpen = Annotated[int, reloadable("how long the breaker stays open", ge=1, le=3600)]
+BreakerSuccesses = Annotated[int, reloadable("consecutive successes that close it again", ge=1, le=1000)]
+BreakerProbes = Annotated[int, reloadable("concurrent trial streams while it is half open", ge=1, le=1000)]
 
 
 class Upstream(msgspec.Struct, frozen=True, kw_only=True):
-    """One server that streams are relayed from. What a table leaves out is as in [backend.openai]."""
+    """A server that streams are relayed from. Omitted keys have the values of [backend.openai]."""
 
     name: Annotated[
         str,
         Meta(pattern=UPSTREAM_NAME, description="in metrics, logs and the ledger; unique", extra=RELOADABLE),
     ]
-    priority: Annotated[int, reloadable("the lowest number is asked first", ge=0, le=1000)] = 0
-    weight: Annotated[int, reloadable("share of the streams, among those of one priority", ge=1, le=1000)] = 1
+    priority: Annotated[int, reloadable("upstreams with the lowest number are tried first", ge=0, le=1000)] = 0
+    weight: Annotated[int, reloadable("share of the streams among upstreams of equal priority", ge=1, le=1000)] = 1
     api_base: ApiBase | None = None
     api_socket: ApiSocket | None = None
     api_key: ApiKey | None = None
@@ -117,9 +116,9 @@ class Upstream(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class OpenAIBackend(msgspec.Struct, frozen=True, kw_only=True):
-    """Relays OpenAI-compatible servers. In use as the default backend, or where a key, base, socket or upstream is set.
+    """Relays OpenAI-compatible servers. Enabled as the default backend, or when a key, base, socket or upstream is set.
 
-    Without any of them nothing of it is imported. What is marked reloadable is so only where it was in use at start.
+    Otherwise nothing of it is imported. Reloadable settings are so only if it was enabled at start.
     """
 
     api_base: ApiBase = API_BASE_DEFAULT
@@ -127,12 +126,12 @@ class OpenAIBackend(msgspec.Struct, frozen=True, kw_only=True):
     api_key: ApiKey = ""
     api_key_file: ApiKeyFile = ""
     needs_key: NeedsKey = True
-    model: Annotated[str, reloadable_text("of a request that names none", min_length=1, max_length=256)] = "gpt-4o-mini"
+    model: Annotated[str, reloadable_text("default model of a request", min_length=1, max_length=256)] = "gpt-4o-mini"
     models: Models = ()
     format: Annotated[
         Literal["content", "openai"],
         Meta(
-            description='events as {"content":...}, or as the upstream writes them; a request may choose',
+            description='default format: events as {"content":...}, or as sent by the upstream',
             extra=RELOADABLE,
         ),
     ] = "content"
@@ -154,40 +153,38 @@ class OpenAIBackend(msgspec.Struct, frozen=True, kw_only=True):
     drain_timeout_s: DrainTimeout = 10
     idle_connections_max: IdleConnectionsMax = 256
     idle_timeout_s: IdleTimeout = 60
-    attempts_max: Annotated[
-        int, reloadable("upstreams asked for one stream at most, before its first token", ge=1, le=16)
-    ] = 3
-    retry_percent: Annotated[int, reloadable("repeated requests, in percent of all streams", ge=0, le=100)] = 20
-    retry_reserve: Annotated[int, reloadable("repeated requests a minute beside that", ge=0, le=100_000)] = 10
+    attempts_max: Annotated[int, reloadable("attempts per stream, before its first token", ge=1, le=16)] = 3
+    retry_percent: Annotated[int, reloadable("retries, in percent of all streams", ge=0, le=100)] = 20
+    retry_reserve: Annotated[int, reloadable("additional retries per minute", ge=0, le=100_000)] = 10
     backoff_ms: Annotated[
         int,
-        reloadable("wait before an upstream is asked again, doubled each time and drawn at random", ge=0, le=60_000),
+        reloadable("delay before an upstream is retried, doubled each time, with random jitter", ge=0, le=60_000),
     ] = 100
-    backoff_max_ms: Annotated[int, reloadable("the longest such wait", ge=0, le=600_000)] = 2000
+    backoff_max_ms: Annotated[int, reloadable("longest delay before a retry", ge=0, le=600_000)] = 2000
     retry_after_max_s: Annotated[
-        int, reloadable("wait that an upstream may ask for (Retry-After); a longer one is passed on", ge=0, le=3600)
+        int, reloadable("longest Retry-After that is waited for; a longer one is passed on", ge=0, le=3600)
     ] = 5
     breaker_failures: BreakerFailures = 3
     breaker_open_s: BreakerOpen = 30
     breaker_successes: BreakerSuccesses = 2
     breaker_probes: BreakerProbes = 1
-    ledger_file: Annotated[str, Meta(description="one line of JSON for each stream; empty = none")] = ""
+    ledger_file: Annotated[str, Meta(description="file with one line of JSON per stream; empty = none")] = ""
     ledger_bytes_max: Annotated[
-        int, Meta(ge=0, le=1 << 40, description="size at which a new file is begun; 0 = never")
+        int, Meta(ge=0, le=1 << 40, description="size at which the file is rotated; 0 = never")
     ] = 1 << 26
-    ledger_count_max: Annotated[int, Meta(ge=1, le=1000, description="older files that are kept")] = 5
+    ledger_count_max: Annotated[int, Meta(ge=1, le=1000, description="rotated files kept")] = 5
     upstreams: Annotated[
         tuple[Upstream, ...],
         Meta(
             max_length=UPSTREAMS_MAX,
-            description="several servers; empty = the section is the only one, `default`",
+            description="the servers; empty = the section itself is the only one, `default`",
             extra=RELOADABLE,
         ),
     ] = ()
 
     @property
     def is_configured(self) -> bool:
-        """Whether anything says where to relay from, so that a handoff may name this backend."""
+        """Whether any server to relay from is configured, so that a handoff may name this backend."""
         return bool(
             self.api_key or self.api_key_file or self.api_socket or self.upstreams or self.api_base != API_BASE_DEFAULT
         )

@@ -1,6 +1,6 @@
-"""What msgspec knows of the settings, by `section.key`: types, bounds, defaults, and the words for an error.
+"""The schema of the settings as msgspec knows it, by `section.key`: types, bounds, defaults, and error texts.
 
-Read by the loader, the command line and the generator of the reference, so that a key is described in one place only.
+Used by the loader, the command line and the reference's generator, so that a key is described in one place only.
 Imports the standard library, msgspec and the settings.
 """
 
@@ -21,7 +21,7 @@ from config.headers import fault
 from config.settings import BackendSettings, Settings
 
 OTHERS = "others"
-"""The one field of `BackendSettings` that is no section: tables of backends that are not the project's, by name."""
+"""The only field of `BackendSettings` that is not a section: tables of users' own backends, by name."""
 
 POWERS_OF_TWO = frozenset({"performance.submission_entries", "performance.output_block_bytes"})
 OCTAL = frozenset({"server.socket_mode"})
@@ -41,15 +41,15 @@ _SECRET_WORDS = frozenset(
         *("authorization", "cookie", "credential", "credentials"),
     }
 )
-# What a number with such a word at its end is: a measure, whatever else its name speaks of (first_token_timeout_ms).
+# Names that end with such a unit are measures, whatever else they contain (first_token_timeout_ms).
 _MEASURES = frozenset({"ms", "s", "max", "min", "bytes", "count", "percent"})
 MASK = "********"
 HEADERS = "headers"
-"""A table of headers: any of them may hold a secret, so their values are not shown, and their form is checked."""
+"""A table of headers: their names are validated, and their values masked, because any may hold a secret."""
 
 
 class ConfigError(Exception):
-    """The configuration cannot be used; the message says where, what is wrong, and what would be right."""
+    """The configuration is invalid; the message says where, what is wrong, and what is permitted."""
 
 
 @dataclass(frozen=True)
@@ -66,17 +66,17 @@ class Key:
 
     @property
     def path(self) -> str:
-        """`section.key`, the name by which messages and provenance know it."""
+        """`section.key`, the key's name in messages and provenance."""
         return f"{self.section}.{self.name}"
 
     @property
     def is_required(self) -> bool:
-        """Whether a table is no table without it."""
+        """Whether a table is invalid without it."""
         return self.default is msgspec.NODEFAULT
 
 
 def _without_none(annotation: Any) -> Any:  # noqa: ANN401  (annotations have no type of their own)
-    """What a key of a table holds where it is given: None stands for what was left out, and no file can write it."""
+    """The type of a table's key when present: None means that it was omitted, and a file cannot express None."""
     if typing.get_origin(annotation) in {typing.Union, types.UnionType}:
         kinds = [kind for kind in typing.get_args(annotation) if kind is not type(None)]
         return kinds[0] if len(kinds) == 1 else annotation
@@ -92,7 +92,7 @@ def _section_keys(section: str, struct: type[msgspec.Struct]) -> list[Key]:
         words: dict[str, Any] = {}
         extra: dict[str, Any] = {}
         while isinstance(described, inspect.Metadata):
-            metadata = cast("Any", described)  # its dictionaries have no types
+            metadata = cast("Any", described)  # its dictionaries are untyped
             words.update(metadata.extra_json_schema or {})
             extra.update(metadata.extra or {})
             described = described.type
@@ -124,7 +124,7 @@ def _sections() -> dict[str, type[msgspec.Struct]]:
 
 
 SECTIONS: dict[str, type[msgspec.Struct]] = _sections()
-"""Struct of each section, in the order of the settings; a backend of the project is the section `backend.NAME`."""
+"""Struct of each section, in the order of the settings; a built-in backend is the section `backend.NAME`."""
 
 KEYS: dict[str, Key] = {key.path: key for section, struct in SECTIONS.items() for key in _section_keys(section, struct)}
 """Every setting by `section.key`, in the same order."""
@@ -158,7 +158,7 @@ def value_of(settings: Settings, path: str) -> object:
 
 
 def check(path: str, value: object, origin: str, shown_as: str | None = None) -> object:
-    """A value as its setting holds it; `shown_as` is how the person wrote the key, where that was not `section.key`.
+    """The value converted to its setting's type; `shown_as` is the key as written, if not `section.key`.
 
     Raises:
         ConfigError: wrong type, out of range, or not a power of two where one is needed.
@@ -174,15 +174,15 @@ def _checked(key: Key, value: object, origin: str, shown_as: str | None = None) 
         accepted: object = msgspec.convert(candidate, key.annotation)
     except (msgspec.ValidationError, OverflowError) as error:
         raise _refused(key, value, origin, shown_as) from error
-    # A float is no integer here, even one that msgspec would take for it: 5.0 connections are a mistake.
+    # Reject a float for an integer even if msgspec would convert it: 5.0 connections are a mistake.
     is_float_for_integer = isinstance(key.type, inspect.IntType) and not isinstance(candidate, int)
     is_power = key.path not in POWERS_OF_TWO or (isinstance(accepted, int) and accepted.bit_count() == 1)
     if is_float_for_integer or not is_power:
         raise _refused(key, value, origin, shown_as)
     if key.name == HEADERS:
-        found = fault(cast("dict[str, str]", accepted))
-        if found:
-            raise ConfigError(f"{origin}: {key.path}: {found}")
+        problem = fault(cast("dict[str, str]", accepted))
+        if problem:
+            raise ConfigError(f"{origin}: {key.path}: {problem}")
     return accepted
 
 
@@ -201,7 +201,7 @@ def _checked_tables(key: Key, value: object, origin: str) -> tuple[msgspec.Struc
 
 
 def _as_tables(value: object) -> list[object] | None:
-    if not isinstance(value, list | tuple):  # an empty list as default is a tuple already
+    if not isinstance(value, list | tuple):  # the default, an empty list, is a tuple already
         return None
     tables = list(cast("list[object]", value))
     return tables if all(isinstance(table, dict) for table in tables) else None
@@ -223,7 +223,7 @@ def _checked_table(path: str, index: int, table: object, origin: str) -> msgspec
 
 
 def check_text(path: str, text: str, origin: str, shown_as: str | None = None) -> object:
-    """The same for a value of the command line or the environment, where everything is text."""
+    """As `check`, for a value of the command line or the environment, where everything is text."""
     key = KEYS[path]
     if isinstance(key.type, inspect.BoolType):
         value = _BOOLEAN_TEXTS.get(text.lower())
@@ -236,9 +236,9 @@ def check_text(path: str, text: str, origin: str, shown_as: str | None = None) -
 
 
 def _octal(value: object) -> int | None:
-    """A mode that was written as text; None, which no setting takes, for any other."""
-    found = _OCTAL_TEXT.fullmatch(value) if isinstance(value, str) else None
-    return int(found[2], 8) if found else None
+    """A mode written as text; otherwise None, which every setting rejects."""
+    match = _OCTAL_TEXT.fullmatch(value) if isinstance(value, str) else None
+    return int(match[2], 8) if match else None
 
 
 def _refused(
@@ -265,7 +265,7 @@ def permitted(key: Key) -> str:
 
 
 def choices(key: Key) -> list[str]:
-    """The values of a setting that has only a few, in the order in which they were declared."""
+    """The values of a setting with few values, in the order of declaration."""
     if not isinstance(key.type, inspect.LiteralType):
         return []
     literal = key.annotation
@@ -290,7 +290,7 @@ def _described(described: inspect.Type) -> str:
     if isinstance(described, inspect.VarTupleType | inspect.ListType | inspect.DictType):
         return _described_collection(described)
     if isinstance(described, inspect.UnionType):
-        return " or ".join(_described(one) for one in described.types)
+        return " or ".join(_described(member) for member in described.types)
     return (
         "a table"
         if isinstance(described, inspect.StructType)
@@ -322,21 +322,21 @@ def _lengths(low: int | None, high: int | None, unit: str) -> str:
     return f" of at least {low} {unit}{'s' if low > 1 else ''}" if low else ""
 
 
-# ---- words
+# ---- formatting
 
 
 def is_secret(name: str, value: object) -> bool:
-    """Whether a value must not be printed. A count of tokens is no secret, so the plural counts for text alone."""
+    """Whether a value must be masked. A token count is not a secret, so a plural name counts for text only."""
     words = [word.lower() for word in _WORDS.findall(name)]
     is_number = isinstance(value, int | float)
-    # A file's name says where the secret is, and is worth seeing.
+    # The name of a key file is not a secret, and useful.
     if isinstance(value, bool) or words[-1:] == ["file"] or (is_number and words and words[-1] in _MEASURES):
         return False
     return not _SECRET_WORDS.isdisjoint(words) or ("tokens" in words and not is_number)
 
 
 def shown(name: str, value: object) -> str:
-    """A value as TOML writes it, masked where the key's name says that it is a secret, and so are headers."""
+    """A value in TOML, masked if the key's name marks a secret; headers are masked, too."""
     if value not in ("", None) and is_secret(name, value):
         return MASK
     if isinstance(value, bool):
@@ -360,19 +360,19 @@ def _shown_member(name: str, key: str, value: object) -> str:
 
 
 def given(table: msgspec.Struct) -> dict[str, object]:
-    """What a table of a list sets itself; None is what it leaves to its section."""
+    """The keys that a table sets itself; None means that the section's value applies."""
     return {name: value for name, value in msgspec.structs.asdict(table).items() if value is not None}
 
 
 def shown_setting(path: str, value: object) -> str:
-    """The same for a setting of the schema: permissions in octal, as they are written."""
+    """As `shown`, for a setting of the schema: permissions are shown in octal."""
     if path in OCTAL and isinstance(value, int):
         return f'"{value:04o}"'
     return shown(path.rpartition(".")[2], value)
 
 
 def suggestion(section: str, name: str, more: typing.Iterable[str] = ()) -> str:
-    """The end of a sentence about an unknown key: what was probably meant, otherwise what there is."""
+    """The end of a message about an unknown key: the likely intended key, otherwise the known keys."""
     own = [key.name for key in KEYS.values() if key.section == section]
     elsewhere = [key.path for key in KEYS.values() if key.name == name]
     if elsewhere:
@@ -380,7 +380,7 @@ def suggestion(section: str, name: str, more: typing.Iterable[str] = ()) -> str:
     close = difflib.get_close_matches(name, own, n=1)
     if close:
         return f"; did you mean {section}.{close[0]}?"
-    by_name = {key.name: key.path for key in reversed(KEYS.values())} | {one: one for one in more}
+    by_name = {key.name: key.path for key in reversed(KEYS.values())} | {other: other for other in more}
     close = difflib.get_close_matches(name, by_name, n=1)
     if close:
         return f"; did you mean {by_name[close[0]]}?"

@@ -1,7 +1,7 @@
 """Reads a configuration file: ours, or the C daemon's.
 
-The C daemon ignored sections, so its keys are taken from any section or none, and it wrote `socket_mode = 0660`, which
-is no TOML. Both load here, because a drop-in that refuses the old file is none.
+The C daemon ignored sections, so its keys are accepted in any section or none, and it wrote `socket_mode = 0660`, which
+is not TOML. Both load here, because a drop-in replacement must accept the old file.
 """
 
 from __future__ import annotations
@@ -41,10 +41,10 @@ C_KEYS = {
     "sqpoll": "performance.sqpoll",
     "benchmark": "monitoring.benchmark",
 }
-"""The C daemon's keys, and what each is called here."""
+"""The C daemon's keys, and their names here."""
 
-# The C daemon read its file by C's rules: 0660 is octal, and 432 is decimal, the same mode. 0o660 is TOML, yet quoted
-# too: a parsed number no longer shows how it was written.
+# The C daemon read its file by C's rules: 0660 is octal, and 432 is decimal, the same mode. 0o660 is TOML, but is
+# quoted, too: a parsed number no longer shows how it was written.
 _BARE_SOCKET_MODE = re.compile(
     r"^(?P<before>[ \t]*(?:server[ \t]*\.[ \t]*)?socket_mode[ \t]*=[ \t]*)(?P<digits>(?:0o)?[0-9]+)"
     r"(?=[ \t\r]*(?:#.*)?$)",
@@ -62,7 +62,7 @@ _CLASS = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*")
 
 @dataclass
 class FileContent:
-    """What a file says."""
+    """The content of a file."""
 
     values: dict[str, Any] = field(default_factory=dict[str, Any])
     others: dict[str, dict[str, Any]] = field(default_factory=dict[str, dict[str, Any]])
@@ -73,14 +73,14 @@ def read_file(path: Path) -> FileContent:
     """Everything that the file sets, checked.
 
     Raises:
-        ConfigError: it cannot be read, is no TOML, or says something that is unknown or not permitted.
+        ConfigError: it cannot be read, is not TOML, or contains something unknown or not permitted.
     """
     try:
         text = _bytes_of(path).decode("utf-8-sig")
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror or error}") from error
     except UnicodeDecodeError as error:
-        raise ConfigError(f"{path}: is not UTF-8: byte {error.start} is wrong") from error
+        raise ConfigError(f"{path}: is not UTF-8: byte {error.start} is invalid") from error
     content = FileContent()
     text = _quote_bare_modes(text, str(path), content.warnings)
     try:
@@ -94,7 +94,7 @@ def read_file(path: Path) -> FileContent:
 
 
 def _bytes_of(path: Path) -> bytes:
-    """A regular file's content. Nothing else is read: a FIFO or a device could keep the daemon waiting for ever.
+    """A regular file's content. Nothing else is read: a FIFO or a device could block the daemon for ever.
 
     Raises ConfigError, OSError.
     """
@@ -111,22 +111,22 @@ def _bytes_of(path: Path) -> bytes:
 
 
 def _quote_bare_modes(text: str, origin: str, warnings: list[str]) -> str:
-    """Quote each bare octal `socket_mode`, within its line, so that line numbers in a later error are the file's.
+    """Quote each bare octal `socket_mode` within its line, so that line numbers in a later error match the file.
 
-    One that C's rules make decimal stays a number, which the setting refuses: 432 was 0660 to the C daemon, but as
-    octal digits it lets every user connect, so neither reading may be a guess. 660 is too large to be decimal.
+    A number that C's rules make decimal is left as is, and the setting rejects it: 432 meant 0660 to the C daemon, but
+    as octal digits it lets every user connect, so neither reading may be assumed. 660 is too large to be decimal.
     """
 
-    def quoted(found: re.Match[str]) -> str:
-        before = text[: found.start()]
+    def quoted(match: re.Match[str]) -> str:
+        before = text[: match.start()]
         if before.count('"""') % 2 or before.count("'''") % 2:
-            return found[0]  # a line of a text of several lines, no key
-        mode, line = found["digits"], before.count("\n") + 1
+            return match[0]  # a line within a multi-line string, not a key
+        mode, line = match["digits"], before.count("\n") + 1
         if not mode.startswith("0") and len(mode) <= len(str(_MODE_MAX)) and int(mode) <= _MODE_MAX:
-            return found[0]
+            return match[0]
         if not mode.startswith("0o"):
             warnings.append(f'{origin}: line {line}: socket_mode = {mode} is read as octal; write "{mode.zfill(4)}"')
-        return f'{found["before"]}"{mode}"'
+        return f'{match["before"]}"{mode}"'
 
     return _BARE_SOCKET_MODE.sub(quoted, text)
 
@@ -158,7 +158,7 @@ class _Reader:
                 self._read_key(section, name, value)
         elif table and all(name in C_KEYS and not isinstance(value, dict) for name, value in table.items()):
             self._content.warnings.append(
-                f"{self._origin}: there is no section [{section}]; its keys are taken as they are"
+                f"{self._origin}: unknown section [{section}]; its keys are read as if they had none"
             )
             for name, value in table.items():
                 self._read_key(section, name, value)

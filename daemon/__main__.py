@@ -1,7 +1,7 @@
-"""The command `streaming-daemon`, also `python -m daemon`: the daemon itself, and `mel`, which is a tool beside it.
+"""The command `streaming-daemon`, also `python -m daemon`: runs the daemon, or the tool `mel`.
 
-Imports are made where they are needed: --help and --version answer at once, and a mistake in the configuration is told
-before anything large is loaded.
+Imports are made where needed: --help and --version respond at once, and a configuration error is reported before
+anything large is loaded.
 """
 # ruff: noqa: PLC0415  (see above)
 
@@ -19,7 +19,7 @@ PROGRAM = "streaming-daemon"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; the exit status (docs/operations.md)."""
+    """Run the command line; returns the exit status (docs/operations.md)."""
     from daemon.control.process.exit_codes import EXIT_CONFIGURATION, EXIT_USAGE
 
     if not __debug__:
@@ -36,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ConfigError as error:
         return _refuse(str(error), EXIT_CONFIGURATION)
     except SystemExit as ended:
-        # argparse has said what is wrong, and would end with a status that means something else to a shell.
+        # argparse has printed the error; its exit status would mean something else to a shell.
         return EXIT_USAGE if ended.code else 0
     if loaded.action == "check_config":
         return _check_config(loaded)
@@ -82,12 +82,12 @@ def _check_kernel(loaded: Loaded) -> int:
     try:
         print(render(probe(loaded.settings)))
     except KernelError as error:
-        return _refuse(f"io_uring was asked for and cannot be used: {error}", EXIT_OS_ERROR)
+        return _refuse(f"io_uring is required and cannot be used: {error}", EXIT_OS_ERROR)
     return 0
 
 
 def _warm_cache() -> int:
-    print("Nothing is to be done: machine code is built before the daemon runs (make plane, or the wheel brings it).")
+    print("Nothing to do: machine code is built before the daemon runs (by make plane, or included in the wheel).")
     return 0
 
 

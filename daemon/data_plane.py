@@ -1,7 +1,7 @@
-"""The data plane's thread, and what the control plane holds of it.
+"""The data plane's thread, and the control plane's handle to it.
 
-The thread enters the compiled loop (`daemon.loop.run`) once, without the GIL, and leaves it at shutdown, or when its
-kernel interface failed. It blocks all signals.
+The thread enters the compiled loop (`daemon.loop.run`) once, without the GIL, and leaves it at shutdown or when its
+kernel interface fails. It blocks all signals.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ F_SETPIPE_SZ = 1031
 
 @dataclass
 class KernelReport:
-    """What this machine's kernel offers, which of the two interfaces will be used, and why."""
+    """What this machine's kernel offers, which interface is used, and why."""
 
     version: tuple[int, int]
     chosen: str
@@ -44,11 +44,11 @@ class KernelReport:
 
 
 def _open_kernel(settings: Settings, buffers: Buffers | None = None) -> tuple[Ring | None, KernelReport]:
-    """The ring, or None for epoll, by the settings and what the kernel allows; on the thread that will use it."""
-    wanted = settings.server.kernel
+    """The ring, or None for epoll, by the settings and the kernel's abilities. Called on the thread that uses it."""
+    configured = settings.server.kernel
     version = kernel_version()
-    if wanted == "epoll":
-        return None, KernelReport(version, "epoll", "asked for by the configuration", io_uring_available=False)
+    if configured == "epoll":
+        return None, KernelReport(version, "epoll", "selected by the configuration", io_uring_available=False)
     performance = settings.performance
     try:
         ring = open_ring(
@@ -58,15 +58,15 @@ def _open_kernel(settings: Settings, buffers: Buffers | None = None) -> tuple[Ri
             buffers=buffers,
         )
     except KernelError as error:
-        if wanted == "io_uring":
+        if configured == "io_uring":
             raise
         return None, KernelReport(version, "epoll", f"io_uring cannot be used: {error}", io_uring_available=False)
-    reason = "asked for by the configuration" if wanted == "io_uring" else "available"
+    reason = "selected by the configuration" if configured == "io_uring" else "available"
     return ring, KernelReport(version, "io_uring", reason, io_uring_available=True, features=dict(ring.features))
 
 
 def probe(settings: Settings) -> KernelReport:
-    """Try the kernel as the data plane would, and let go of it. KernelError where a required io_uring is missing."""
+    """Try the kernel as the data plane would, and release it. KernelError when a required io_uring is missing."""
     ring, report = _open_kernel(settings)
     if ring is not None:
         close_ring(ring)
@@ -74,7 +74,7 @@ def probe(settings: Settings) -> KernelReport:
 
 
 class DataPlane:
-    """The data plane's thread and its channels. Made, started and joined by the control plane's thread."""
+    """The data plane's thread and its channels. Made, started and joined by the main thread."""
 
     def __init__(self, settings: Settings, plane: Plane, listener_fd: int, channel_count: int) -> None:
         self.plane = plane
@@ -103,7 +103,7 @@ class DataPlane:
         shared.channel_count = channel_count
 
     def start(self) -> None:
-        """Start the thread; returns after the plane's first turn. Raises KernelError when no kernel can be set up."""
+        """Start the thread; returns after the plane's first turn. KernelError when no interface can be set up."""
         self._thread.start()
         self._ready.wait()
         if self._failure is not None:
@@ -143,7 +143,7 @@ class DataPlane:
             self._ready.set()
 
     def _attach(self, ring: Ring | None) -> None:
-        """Point the kernel's record, and the plane's queues, at the memory they share."""
+        """Set the kernel's record and the plane's queues to the memory they share."""
         record = self._kernel[0]
         shared = self.plane.globals[0]
         scratch, argument, timespec = np.zeros(2, np.int64), np.zeros(1, ARGUMENT), np.zeros(1, TIMESPEC)
@@ -169,9 +169,9 @@ class DataPlane:
 
 
 def _pipe(size_bytes: int) -> tuple[int, int]:
-    """A pipe of this capacity, or of whatever the system allows."""
+    """A pipe of this capacity, or of the largest that the system allows."""
     read_end, write_end = os.pipe2(os.O_CLOEXEC)
-    # Beyond the user's pipe limit the default of 64 KiB serves as well, with more waiting in the sender.
+    # Beyond the user's pipe limit the default of 64 KiB works, with more data queued in the sender.
     with contextlib.suppress(PermissionError):
         fcntl.fcntl(write_end, F_SETPIPE_SZ, size_bytes)
     return read_end, write_end

@@ -1,8 +1,8 @@
-"""The daemon's life in order: start, run, drain, stop. `__main__` calls `serve`; all of it is the main thread's.
+"""The daemon's life cycle: start, run, drain, stop. `__main__` calls `serve`; all of it runs on the main thread.
 
-An exception in the code of one connection or request ends that alone (daemon/control/process/supervision.py). When a
-plane dies, the process says why and ends with status 70, and the kernel closes what it held. A supervisor starts a
-clean one sooner than a damaged one could be mended.
+An exception in the code of one connection or request ends only that (daemon/control/process/supervision.py). When a
+plane dies, the process logs the reason and exits with status 70, and the kernel closes its descriptors: a supervisor
+starts a clean process sooner than a damaged one could be repaired.
 """
 
 from __future__ import annotations
@@ -46,20 +46,20 @@ if TYPE_CHECKING:
     from config.settings import Settings
     from daemon.control.http.wiring import FrontEnd
 
-BACKLOG_WAIT_S = 0.5  # handoffs that wait when a drain begins are still taken, and answered
-STOPPED_STREAMS_WAIT_S = 5.0  # for error events and refusals to leave
+BACKLOG_WAIT_S = 0.5  # handoffs queued when a drain begins are still accepted and answered
+STOPPED_STREAMS_WAIT_S = 5.0  # for error events and refusals to be sent
 POLL_S = 0.01
-SWITCH_INTERVAL_S = 0.001  # of the interpreter, between threads that compute; its own default is 5 ms
+SWITCH_INTERVAL_S = 0.001  # for the interpreter, between threads that compute; the default is 5 ms
 
 logger = logging.getLogger("daemon")
 
 
 def serve(loaded: Loaded, arguments: Sequence[str]) -> int:
-    """Run the daemon until it has drained; the exit status. `arguments` are read again at a reload."""
+    """Run the daemon until it has drained; returns the exit status. `arguments` are parsed again at a reload."""
     logs.configure(loaded.settings.logging.level, loaded.settings.logging.format)
     for warning in loaded.warnings:
         logger.warning("%s", warning)
-    # A backend that computes in Python must not make a handoff wait for the interpreter five times as long as it need.
+    # With the default, a backend that computes in Python would delay each handoff by up to five times as long.
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     loop = uvloop.new_event_loop()
     service = Service(loop, loaded.settings, arguments)
@@ -76,13 +76,13 @@ def serve(loaded: Loaded, arguments: Sequence[str]) -> int:
 
 
 class Service:
-    """One daemon. Its parts are made by `start`, in an order in which each finds what it needs."""
+    """A daemon. `start` makes its parts in the order of their dependencies."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, settings: Settings, arguments: Sequence[str]) -> None:
-        """Nothing that can fail: that is in `start`."""
+        """Nothing here can fail: that is in `start`."""
         self._loop = loop
         self._arguments = arguments
-        self._configured = settings  # as the operator wrote them; `_settings` fit this process
+        self._configured = settings  # as configured; `_settings` are adjusted to this process
         self._settings = settings
         self._accounts = Accounts()
         self._containment = Containment(self._accounts.contained)
@@ -94,7 +94,7 @@ class Service:
         self._http_url = ""
 
     async def live(self) -> None:
-        """The whole life."""
+        """The full life cycle."""
         await self.start()
         await self.run()
         await self.drain()
@@ -103,7 +103,7 @@ class Service:
     # ---- the four phases
 
     async def start(self) -> None:
-        """Make everything that must be there before the first stream, then say READY."""
+        """Make everything that the first stream needs, then report READY."""
         self._loop.set_exception_handler(self._failed)
         signals.install(self._loop, self._stop_requested.set)
         self._fit_streams_to_descriptors()
@@ -118,11 +118,11 @@ class Service:
         self._announce(self._listener)
 
     async def run(self) -> None:
-        """Until a signal asks for the end."""
+        """Run until a signal requests the end."""
         await self._stop_requested.wait()
 
     async def drain(self) -> None:
-        """Take no more handoffs, let live streams finish, and tell those that cannot."""
+        """Accept no more handoffs, let live streams finish, and send an error to those that cannot."""
         admission, shutdown_s = self._planes.admission, self._settings.timeouts.shutdown_timeout_s
         self._notifier.stopping(f"draining {self._accounts.active} streams, {shutdown_s} s at most")
         self._notifier.extend_timeout(shutdown_s + STOPPED_STREAMS_WAIT_S + 2 * THREADS_WAIT_S)
@@ -130,11 +130,11 @@ class Service:
         if not await _becomes_true(lambda: admission.active_count == 0, shutdown_s):
             logger.warning("%d streams did not finish within %d s", admission.active_count, shutdown_s)
             admission.stop_all()
-        # A slot is free before its end has been heard, and what is not heard is in no account.
+        # A slot is freed before its ENDED event is handled, and only handled events are counted.
         if not await _becomes_true(
             lambda: self._planes.slots_used == admission.active_count == 0, STOPPED_STREAMS_WAIT_S
         ):
-            logger.warning("%d slots are abandoned", self._planes.slots_used)
+            logger.warning("%d slots were not released", self._planes.slots_used)
         if self._front is not None:
             await self._front.close()
 
@@ -147,19 +147,19 @@ class Service:
         self._registry.close()
         if self._settings.monitoring.benchmark:
             print(summary(self._accounts, self._planes.plane), flush=True)
-        rate_limited_log.tell_all()
+        rate_limited_log.log_all()
         logger.info("stopped", extra={"completed": self._accounts.completed, "failed": self._accounts.failed})
         if not threads_have_ended:
-            # A thread inside a backend cannot be ended, and must not find its interpreter gone.
-            self.leave(EXIT_CLEAN, "a backend did not let go of its thread: leaving without it")
+            # A thread inside a backend cannot be stopped, and must not run during the interpreter's shutdown.
+            self.leave(EXIT_CLEAN, "a backend did not return: exiting without waiting for its thread")
         self._notifier.close()
 
-    # ---- parts of them
+    # ---- parts of the phases
 
     def _fit_streams_to_descriptors(self) -> None:
         descriptors, http = raise_descriptor_limit(), self._configured.http
         if http.listen:
-            # Clients of the front that do nothing must not take what handoffs need.
+            # Idle connections of the front must not use up the descriptors that handoffs need.
             http = msgspec.structs.replace(
                 http, connections_max=connections_that_fit(descriptors, http.connections_max)
             )
@@ -177,7 +177,7 @@ class Service:
         pages = {"/health": health_page(accounts), "/ready": ready_page(accounts, self._condition)}
         collectors = relay_collectors(self._planes)
         if http.listen:
-            # What is off is not imported.
+            # Disabled parts are not imported.
             from daemon.control.http.wiring import FrontEnd  # noqa: PLC0415
 
             self._front = FrontEnd(self._settings, registry, self._planes.relaying, self._planes.admission, pages)
@@ -193,10 +193,10 @@ class Service:
             self._http_url = await self._front.start()
 
     def _announce(self, listener: Listener) -> None:
-        """READY, to the log and to systemd."""
+        """Report READY, to the log and to systemd."""
         self._heartbeat_task = essential_task(self._loop, "heartbeat", self._heartbeat.run())
-        self._rare_task = essential_task(self._loop, "rare log", rate_limited_log.tell_in_time())
-        # What was made until now stays: looking at it again would hold the GIL for long, and free nothing.
+        self._rare_task = essential_task(self._loop, "rare log", rate_limited_log.log_as_due())
+        # Objects made so far live for ever: scanning them again would hold the GIL for long, and free nothing.
         gc.collect()
         gc.freeze()
         self._condition.is_started = True
@@ -217,7 +217,7 @@ class Service:
         self._notifier.ready(self._status())
 
     async def _close_listener(self) -> None:
-        """Nobody new finds the socket; who had connected is answered; then the plane lets go of it."""
+        """Remove the socket, answer the clients that have connected, then have the plane release it."""
         assert self._listener is not None
         self._condition.is_draining = self._planes.admission.draining = True
         self._listener.unlink()
@@ -229,7 +229,7 @@ class Service:
         self._listener.close()
 
     def _reload(self) -> None:
-        """SIGHUP. What the front reads besides may be wrong by itself: all else is in force then, but it failed."""
+        """SIGHUP. An error in the front's own files fails the reload, but all other settings take effect."""
         self._notifier.reloading()
         settings = read_again(self._arguments, self._configured)
         if settings is not None and self._put_in_force(settings):
@@ -239,7 +239,7 @@ class Service:
         self._notifier.ready(self._status())
 
     def _put_in_force(self, settings: Settings) -> bool:
-        # How many streams fit was decided at the start, and a reload does not change it.
+        # The number of streams that fit was decided at start, and a reload does not change it.
         server = msgspec.structs.replace(settings.server, max_connections=self._condition.streams_max)
         fitting = msgspec.structs.replace(settings, server=server)
         is_whole = True
@@ -251,8 +251,8 @@ class Service:
         except OptionError as error:
             logger.error("reload failed, the configuration in force stays: %s", error)  # noqa: TRY400 (no traceback)
             return False
-        except Exception:  # a user's backend reads its own options here, and must not end everybody's streams
-            logger.exception("reload: a backend did not take its new options")
+        except Exception:  # a user's backend reads its own options here, and must not end all streams
+            logger.exception("reload: a backend rejected its new options")
             return False
         self._configured, self._settings = settings, fitting
         logs.configure(settings.logging.level, settings.logging.format)
@@ -261,13 +261,13 @@ class Service:
     def _status(self) -> str:
         return f"{self._planes.data_plane.kernel}, {self._accounts.active} streams of {self._condition.streams_max}"
 
-    # ---- when a plane dies
+    # ---- failures of a plane
 
     def _data_plane_died(self, reason: str) -> None:
         self.leave(EXIT_PLANE_DIED, reason)
 
     def _failed(self, _loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-        """The event loop's exception handler: nobody caught an exception."""
+        """The event loop's exception handler: no code caught this exception."""
         error = essential_failure(context)
         if error is None:
             self._containment.contain(context)
@@ -276,8 +276,8 @@ class Service:
         self.leave(EXIT_PLANE_DIED, f"the control plane died: {error}: {error.__cause__!r}")
 
     def leave(self, status: int, message: str) -> NoReturn:
-        """End the process now: other threads may be anywhere, so nothing is taken down in good order."""
-        rate_limited_log.tell_all()
+        """Exit now: the state of other threads is unknown, so nothing is shut down in order."""
+        rate_limited_log.log_all()
         logger.log(logging.WARNING if status == EXIT_CLEAN else logging.CRITICAL, "%s", message)
         if self._listener is not None:
             self._listener.unlink()
@@ -288,7 +288,7 @@ class Service:
 
 
 async def _becomes_true(condition: Callable[[], bool], timeout_s: float) -> bool:
-    """Wait for a condition, for so long at most; whether it came to pass."""
+    """Wait for a condition, at most `timeout_s`; whether it became true."""
     deadline_s = time.monotonic() + timeout_s
     while not condition():
         if time.monotonic() >= deadline_s:

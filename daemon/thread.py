@@ -1,4 +1,4 @@
-"""What a thread may ask of the scheduler for itself, without privileges. Called on the thread concerned."""
+"""Scheduler hints for the calling thread that need no privileges."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from daemon.plane.system import system_call
 
 _SCHED_SETATTR: Final = {"x86_64": 314, "aarch64": 274}
 _PR_SET_NAME = 15
-SLICE_NS = 100_000  # the shortest the scheduler grants
+SLICE_NS = 100_000  # the shortest slice the scheduler grants
 
 
 class _Attributes(ctypes.Structure):
-    """struct sched_attr, as of its first version."""
+    """The first version of struct sched_attr."""
 
     _fields_ = [
         ("size", ctypes.c_uint32),
@@ -30,16 +30,16 @@ class _Attributes(ctypes.Structure):
 
 
 def set_name(name: str) -> None:
-    """The name that top -H and a debugger show; 15 characters at most. Python does so by itself from 3.14 on."""
+    """Set the name shown by top -H and debuggers; at most 15 characters. Python 3.14 does this by itself."""
     buffer = ctypes.create_string_buffer(name.encode()[:15])
     ctypes.CDLL(None).prctl(_PR_SET_NAME, buffer, 0, 0, 0)
 
 
 def ask_for_short_slices() -> bool:
-    """Be run soon after waking, rather than late and long: a hint to the fair scheduler (Linux 6.12).
+    """Request short time slices, so that the thread runs soon after waking: a hint to the fair scheduler (Linux 6.12).
 
-    Where threads outnumber cores, a token then waits for a tenth of a millisecond and not for three. False where the
-    kernel does not take the hint: tokens are as late there as the scheduler's own slices make them.
+    Where threads outnumber cores, a token then waits a tenth of a millisecond instead of three. False when the kernel
+    does not accept the hint: tokens are then as late as the scheduler's default slices make them.
     """
     number = _SCHED_SETATTR.get(platform.machine())
     if number is None:

@@ -41,21 +41,21 @@ TABLE_EXAMPLES = {
 
 NOTE = f"<!-- Generated from {SOURCES} by scripts/generate_reference.py: edit there, not here. -->"
 PRECEDENCE = """\
-The command line wins over the environment, that over the file, and that over the defaults.
-`streaming-daemon --check-config` says what is in force and where each value came from.
+Precedence: the command line, the environment, the file, the defaults.
+`streaming-daemon --check-config` prints the settings in force and the source of each value.
 The file is the one that `--config` names, otherwise the first of these that exists:"""
 STRICTNESS = """\
-An unknown key, a wrong type or a value out of range is an error, and the daemon does not start. What is marked
-*reload* takes effect on SIGHUP; any other change needs a restart, and the reload names it."""
+An unknown key, a wrong type or a value out of range is an error, and the daemon does not start. Settings marked
+*reload* take effect on SIGHUP; any other change needs a restart, and the reload names it."""
 OWN_BACKEND = """\
-Any other table below `backend` is a backend of your own. `class` is required and has the form
-`"package.module:Class"`; the other keys are handed to it as they stand. They take effect on SIGHUP as long as the
-class stays the same."""
+Any other table below `backend` configures a backend of your own. `class` is required and has the form
+`"package.module:Class"`; the other keys are passed to it unchanged. They take effect on SIGHUP unless the class
+changes."""
 C_FILES = """\
-They load as they are, but for a mode written in decimal. These keys are taken from any section, or from none; only
-the section of a backend of your own keeps all its keys. `socket_mode = 0660`, which is no TOML, is read as octal, with
-a warning. `socket_mode = 432` is refused: it was decimal to the C daemon, and the error says what to write instead.
-Where a file sets a value twice, the later one counts, with a warning."""
+They load unchanged, except for a mode in decimal. These keys are accepted in any section, or outside of all; only the
+section of a backend of your own keeps all its keys. `socket_mode = 0660`, which is not TOML, is read as octal, with a
+warning. `socket_mode = 432` is refused: the C daemon read it as decimal, and the error says what to write instead.
+When a file sets a value twice, the later value applies, with a warning."""
 
 
 def example() -> str:
@@ -65,8 +65,8 @@ def example() -> str:
         "#",
         "# Copy it to one of these places; the first that exists is read, unless --config names another:",
         *(f"#   {_place(place)}" for place in PLACES),
-        "# The command line wins over the environment, that over this file, and that over the defaults.",
-        "# A key that is commented out shows its default. `streaming-daemon --check-config` says what is in force.",
+        "# Precedence: the command line, the environment, this file, the defaults.",
+        "# A key that is commented out shows its default. `--check-config` prints the values in force.",
     ]
     for section in SECTIONS:
         lines += ["", *_comment(_purpose(section)), f"[{section}]"]
@@ -79,7 +79,7 @@ def example() -> str:
                 lines += _example_table(key)
     lines += [
         "",
-        "# A backend of your own: its class, and whatever options it reads.",
+        "# A backend of your own: its class, and its options.",
         "#[backend.mine]",
         '#class = "package.module:Class"',
     ]

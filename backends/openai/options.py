@@ -156,7 +156,7 @@ def _models(options: OpenAIBackend, where: str) -> dict[str, str]:
     for index, entry in enumerate(options.models):
         asked, separator, sent = entry.partition("=")
         if not asked or (separator and not sent):
-            raise OptionError(f'{where}.models[{index}] = "{entry}" is refused: permitted is "NAME" or "ASKED=SENT"')
+            raise OptionError(f'{where}.models[{index}] = "{entry}" is refused: permitted is "NAME" or "ALIAS=MODEL"')
         found[asked] = sent or asked
     return found
 

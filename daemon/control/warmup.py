@@ -1,4 +1,4 @@
-"""Loads the machine code before anybody can connect; in a source checkout, has what is missing or stale built first."""
+"""Loads machine code before clients are accepted; in a source checkout, builds missing or stale libraries first."""
 
 from __future__ import annotations
 
@@ -37,10 +37,10 @@ def needed(settings: Settings) -> list[Source]:
 
 
 async def load_libraries(sources: Sequence[Source], stop_requested: asyncio.Event) -> None:
-    """Have the machine code in this process.
+    """Load the machine code into this process.
 
     Raises:
-        StartError: it cannot be had, or a signal asked for the end meanwhile.
+        StartError: it cannot be loaded, or a signal requested the end meanwhile.
     """
     if INTERPRETED:
         logger.warning("the data plane is interpreted (NUMBA_DISABLE_JIT): this is for tests, and very slow")
@@ -67,7 +67,7 @@ async def _build(source: Source, stop_requested: asyncio.Event) -> None:
         with contextlib.suppress(ProcessLookupError):
             compiler.terminate()
         await end
-        raise StartError("stopped while machine code was built", EXIT_CLEAN)
+        raise StartError("stopped while building machine code", EXIT_CLEAN)
     _, output = end.result()
     if compiler.returncode != 0:
         raise build_error(source, output)

@@ -128,8 +128,8 @@ def test_a_renewal_that_is_broken_changes_nothing_and_says_so(kernel: str, tmp_p
             ("another's key", lambda: shutil.copy(RENEWED.key_file, files.key), "do not belong together"),
             ("no key", files.key.unlink, "cannot be read: No such file or directory"),
             ("half a certificate", lambda: os.truncate(files.certificate, 200), "or one of them is damaged"),
-            ("no PEM", lambda: files.certificate.write_text("renewed"), "is no PEM file"),
-            ("nothing to read at once", lambda: pipe_at(files.certificate), "is no PEM file"),
+            ("no PEM", lambda: files.certificate.write_text("renewed"), "is not a PEM file"),
+            ("nothing to read at once", lambda: pipe_at(files.certificate), "is not a PEM file"),
             ("a passphrase", lambda: encrypt(files.key), "has a passphrase"),
         ):
             files.put(FIRST)

@@ -131,7 +131,7 @@ def test_an_upload_that_stalls_before_its_first_frame_is_a_408(impatient: Planes
         answer = everything(client)
     head, _, body = answer.partition(b"\r\n\r\n")
     assert head.startswith(b"HTTP/1.1 408 Request Timeout\r\n")
-    assert json.loads(body)["error"]["message"] == "the upload did not go on in time"
+    assert json.loads(body)["error"]["message"] == "the upload did not continue in time"
     assert impatient.ended(1) == [st.FIRST_BYTE_TIMEOUT]
 
 

@@ -30,7 +30,7 @@ def test_headers_that_are_the_daemons_own(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["", "a b", "a:b", "ä", "a\r\nb", "x" * 129])
 def test_names_that_are_none(name: str) -> None:
-    assert "is no header name" in fault({name: "x"})
+    assert "is not a header name" in fault({name: "x"})
 
 
 @pytest.mark.parametrize("value", ["a\r\nb", "a\n", "\0", "\x7f", "ä", " a", "a ", "\ta", "v" * 4097])

@@ -49,11 +49,11 @@ def test_the_library_of_this_machine_is_current() -> None:
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
-        ({"machine": "vax"}, r"is for vax, and this is \w+"),
-        ({"version": "0.0.9"}, r"is of version 0\.0\.9, and this is \d"),
-        ({"sources": "0" * 24}, "was built from other sources"),
-        ({"compiler": "0" * 24}, "was built by another state of the compiler"),
-        ({"sha256": "0" * 64}, "is damaged, or of another build than its description"),
+        ({"machine": "vax"}, r"is for vax, but this machine is \w+"),
+        ({"version": "0.0.9"}, r"is of version 0\.0\.9, but this is \d"),
+        ({"sources": "0" * 24}, "was built from sources that have changed"),
+        ({"compiler": "0" * 24}, "was built by another version of the compiler package"),
+        ({"sha256": "0" * 64}, "is damaged, or from another build than its description"),
     ],
 )
 def test_what_does_not_match_is_not_used(copied: Path, changes: dict[str, str], reason: str) -> None:
@@ -111,7 +111,7 @@ def test_a_changed_source_is_refused_without_a_compiler(monkeypatch: pytest.Monk
         return "0" * 24
 
     monkeypatch.setattr(Source, "digest", changed)
-    with pytest.raises(LibraryError, match="other sources than those that are here: install the wheel"):
+    with pytest.raises(LibraryError, match="from sources that have changed: install the wheel"):
         load(PLANE)
 
 

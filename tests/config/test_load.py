@@ -172,7 +172,7 @@ def test_the_later_of_two_values_counts(write: Writer) -> None:
 
 def test_a_section_of_c_keys_alone_may_have_any_name(write: Writer) -> None:
     loaded = load_file(write("[general]\ndelay = 1"))
-    assert "no section [general]" in loaded.warnings[0]
+    assert "unknown section [general]" in loaded.warnings[0]
     assert "unknown section [general] (with delay)" in refusal(write("[general]\ndelay = 1\nother = 2"))
 
 

@@ -91,7 +91,7 @@ def test_tables_are_read_in_their_order(loaded: Loading) -> None:
         ("upstreams = [{name='a', temperature=nan}]", f"{TABLES}[0].temperature = nan is refused"),
         ("upstreams = [{name='a', models='m'}]", f'{TABLES}[0].models = "m" is refused: permitted is a list'),
         ("upstreams = [{name='a', headers={Host='x'}}]", f"{TABLES}[0].headers: Host is refused: "),
-        ("headers = { TE = 'x' }", "backend.openai.headers: TE is refused: it is about one connection"),
+        ("headers = { TE = 'x' }", "backend.openai.headers: TE is refused: it concerns a connection"),
         ("headers = { X = 5 }", "backend.openai.headers = { X = 5 } is refused: permitted is a table of at most"),
         ("upstream = []", "unknown key backend.openai.upstream; did you mean backend.openai.upstreams?"),
         ("format = 'raw'", 'backend.openai.format = "raw" is refused: permitted is "content" or "openai"'),

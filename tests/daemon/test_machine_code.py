@@ -64,7 +64,7 @@ def test_a_wheel_with_a_changed_source_does_not_start(tmp_path: Path) -> None:
     change(copy.folder / "daemon" / "plane" / "turn.py")
     refusal = copy.refusal()
     assert str(copy.library) in refusal
-    assert "was built from other sources than those that are here: install the wheel" in refusal
+    assert "was built from sources that have changed: install the wheel" in refusal
 
 
 @pytest.mark.parametrize(
@@ -96,7 +96,7 @@ def test_a_checkout_builds_what_changed_and_says_what_is_not_installed(tmp_path:
     copy = Copy(tmp_path, compiler=BROKEN_COMPILER)
     change(copy.folder / "daemon" / "plane" / "turn.py")
     refusal = copy.refusal()
-    assert "was built from other sources than those that are here: building it" in refusal
+    assert "was built from sources that have changed: building it" in refusal
     assert "the library plane cannot be built: numba is not installed, and compiling needs it" in refusal
 
 

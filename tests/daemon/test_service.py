@@ -195,7 +195,7 @@ def test_where_io_uring_is_forbidden_it_can_be_insisted_on_in_vain(directory: Pa
 def test_warm_cache_has_nothing_to_do() -> None:
     done = run("--warm-cache")
     assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout.startswith("Nothing is to be done")
+    assert done.stdout.startswith("Nothing to do")
 
 
 def test_the_ready_line_names_kernel_socket_and_streams(start: Callable[..., Daemon]) -> None:
@@ -449,7 +449,7 @@ def test_a_backend_that_refuses_new_options_ends_no_stream(start: Callable[..., 
     daemon = start("--delay", "5", configuration=STUBBORN)
     (daemon.directory / "daemon.toml").write_text(STUBBORN + "refused = true\n")
     send(daemon, signal.SIGHUP)
-    wait_for_log(daemon, "did not take its new options")
+    wait_for_log(daemon, "rejected its new options")
     assert daemon.metric('streaming_daemon_config_reloads_total{result="failed"}') == 1
     assert daemon.ask().body.endswith(DONE)
     assert daemon.stop() == 0
@@ -466,7 +466,7 @@ def test_a_backend_that_never_lets_go_does_not_keep_the_process(start: Callable[
         assert read_all(client).raw.startswith(b"event: error")
         assert end_of(daemon) == 0
     assert time.monotonic() - began_s < 60  # it sleeps for an hour
-    assert "did not let go" in daemon.log
+    assert "did not return" in daemon.log
 
 
 def test_the_table_of_live_streams_is_logged(start: Callable[..., Daemon]) -> None:

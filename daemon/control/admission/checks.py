@@ -1,4 +1,4 @@
-"""What may come in: a stream's place, its size, its peer, its user, and the headers it brings. Main thread."""
+"""Admission checks: room for a stream, size, peer, user limits, and response headers. Main thread."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ if TYPE_CHECKING:
     from daemon.control.admission.policy import Policy
     from daemon.control.process.rate_limited_log import RateLimitedLog
 
-RETRY_AFTER_S = 1  # of refusals for want of room: it may be free again at once
+RETRY_AFTER_S = 1  # for refusals when a limit is reached: room may be available at once
 RETRY_AFTER_DRAIN_S = 5
 
 
 class Gate:
-    """The limits of one policy, and who is counted against them. Every check raises Refusal."""
+    """The limits of a policy, and the users counted against them. Every check raises Refusal."""
 
     __slots__ = ("_policy", "_rare", "draining", "users")
 
@@ -34,35 +34,35 @@ class Gate:
         self.draining = False
 
     def apply(self, settings: Settings, policy: Policy) -> None:
-        """Check against these from now on."""
+        """Use these limits from now on."""
         self._policy = policy
         self.users.streams_max = settings.limits.streams_per_user
         self.users.per_minute = settings.limits.requests_per_minute_per_user
 
     def check_room(self, stream_count: int) -> None:
-        """One more stream beside so many."""
+        """Refuse while draining or when the stream limit is reached."""
         if self.draining:
             raise Refusal(503, "draining", "the server is shutting down", RETRY_AFTER_DRAIN_S)
         if stream_count >= self._policy.connections_max:
-            raise Refusal(503, "connection_limit", "as many streams as are allowed are open", RETRY_AFTER_S)
+            raise Refusal(503, "connection_limit", "the limit on open streams is reached", RETRY_AFTER_S)
 
     def check_size(self, flags: int) -> None:
-        """A handoff's data came whole."""
+        """Refuse a handoff whose data was truncated."""
         if flags & m.DATA_TRUNCATED:
             limit = self._policy.handoff_bytes_max
             raise Refusal(413, "handoff_too_large", f"the handoff's data is larger than {limit} bytes")
 
-    def check_peer(self, found: int, inspector: Inspector) -> None:
-        """The process that handed over may do so; `found` is what `inspector.inspect` returned."""
+    def check_peer(self, result: int, inspector: Inspector) -> None:
+        """Refuse a handoff from a process that is not allowed; `result` is what `inspector.inspect` returned."""
         policy = self._policy
-        allowed = found != PEER_UNKNOWN and (
+        allowed = result != PEER_UNKNOWN and (
             inspector.uid in policy.allowed_uids or inspector.gid in policy.allowed_gids
         )
         if not allowed:
-            raise Refusal(403, "peer_refused", "the process that handed this connection over may not do so")
+            raise Refusal(403, "peer_refused", "the process that handed this connection over is not allowed to")
 
     def check_user(self, user: int | str) -> None:
-        """The user may have one more stream; its start is counted."""
+        """Refuse when the user's limits are reached; otherwise count the start."""
         users = self.users
         if not users.may_hold(user):
             raise Refusal(429, "streams_per_user", f"a user may hold {users.streams_max} streams", RETRY_AFTER_S)
@@ -72,12 +72,12 @@ class Gate:
             raise Refusal(429, "requests_per_minute_per_user", detail, wait_s)
 
     def check_bodies(self, body_count: int) -> None:
-        """One more upload beside so many."""
+        """Refuse when the upload limit is reached."""
         if body_count >= self._policy.bodies_max:
-            raise Refusal(503, "too_many_bodies", "as many uploads as are allowed are arriving", RETRY_AFTER_S)
+            raise Refusal(503, "too_many_bodies", "the limit on concurrent uploads is reached", RETRY_AFTER_S)
 
     def head(self, headers: dict[str, object]) -> bytes | None:
-        """The head with a handoff's own headers; None where none of them is left."""
+        """The response head with a handoff's own headers; None when none of them is permitted."""
         lines, dropped_count = header_lines(headers)
         if dropped_count > 0:
             self._rare.warn("response headers of a handoff that are not allowed", "response_headers")

@@ -1,9 +1,9 @@
-"""One compiled look at a client's descriptor: a stream socket? TCP_NODELAY where it is TCP. Who handed it over?
+"""Compiled inspection of a client's descriptor: socket type, peer credentials, TCP_NODELAY.
 
-Called once per handoff on the main thread. These system calls made from Python cost as much as the rest of admission.
+Called once per handoff on the main thread. Made from Python, these system calls would cost as much as all of admission.
 """
 
-# Numba alone knows the types of what is compiled, and hands the twins their signatures.
+# Only Numba knows the types of compiled code, and it passes signatures to the overloads.
 # ruff: noqa: ANN401, ARG001
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from config.compilation import compiled, foreign, overload, types
 from config.library import PLANE, native
 from daemon.plane.records import record, record_accessor
 
-# What `inspect` finds.
+# Results of `inspect`.
 STREAM_SOCKET = 0
 NOT_A_STREAM_SOCKET = 1
-PEER_UNKNOWN = 2  # the peer's credentials were wanted and cannot be had
+PEER_UNKNOWN = 2  # the peer's credentials were requested and are not available
 
-# What it is to do besides checking the type.
+# Flags: what to do besides checking the type.
 WANT_CREDENTIALS = 1
-CLEAR_NONBLOCKING = 2  # io_uring waits for a blocking socket by itself, and fails where it would wait for another
+CLEAR_NONBLOCKING = 2  # io_uring itself waits on a blocking socket, and fails on a non-blocking one where it would wait
 
-# pid, uid and gid are a struct ucred; the last two, which stay 0, a struct linger.
+# pid, uid and gid form a struct ucred; the last two, which stay 0, a struct linger.
 _SCRATCH = record("value:i4 size:i4 one:i4 pid:i4 uid:i4 gid:i4 linger:i4 linger_s:i4", 32)
 _ONE_OFFSET, _CREDENTIALS_OFFSET, _CREDENTIALS_BYTES = 8, 12, 12
 _ONE_BYTES, _LINGER_OFFSET, _LINGER_BYTES = 4, 24, 8
@@ -86,24 +86,24 @@ def _file_control_compiled(fd: Any, operation: Any, value: Any) -> Any:
 
 
 @compiled
-def inspect(client_fd: int, peer_fd: int, wanted: int, address: int) -> int:
-    """Check and prepare a descriptor; `address` is that of an `Inspector`'s words. STREAM_SOCKET or what is wrong."""
+def inspect(client_fd: int, peer_fd: int, flags: int, address: int) -> int:
+    """Check and prepare a descriptor; `address` is that of an `Inspector`'s words. STREAM_SOCKET or the fault."""
     scratch = _scratch_at(address)
-    # Only TCP takes TCP_NODELAY: where it does, this is a stream socket, too. Anything else is asked what it is.
+    # Only TCP accepts TCP_NODELAY: if it does, this is a stream socket. Otherwise query the type.
     if _set_option(client_fd, _IPPROTO_TCP, _TCP_NODELAY, address + _ONE_OFFSET, _ONE_BYTES) != 0:
         scratch.size = 4
         if _get_option(client_fd, _SOL_SOCKET, _SO_TYPE, address, address + _SIZE_OFFSET) != 0:
             return NOT_A_STREAM_SOCKET
         if scratch.value != _SOCK_STREAM:
             return NOT_A_STREAM_SOCKET
-    # Whoever handed the socket over may have asked for it: then a close would wait, and every stream with it, until
-    # the client has read what was sent, or it would send a reset.
+    # SO_LINGER may be set on the socket: then close would block, and every stream with it, until the client has read
+    # what was sent, or it would send a reset.
     _set_option(client_fd, _SOL_SOCKET, _SO_LINGER, address + _LINGER_OFFSET, _LINGER_BYTES)
-    if wanted & CLEAR_NONBLOCKING:
+    if flags & CLEAR_NONBLOCKING:
         flags = _file_control(client_fd, _F_GETFL, 0)
         if flags >= 0 and flags & _O_NONBLOCK:
             _file_control(client_fd, _F_SETFL, flags & ~_O_NONBLOCK)
-    if wanted & WANT_CREDENTIALS:
+    if flags & WANT_CREDENTIALS:
         scratch.size = _CREDENTIALS_BYTES
         place = address + _CREDENTIALS_OFFSET
         if _get_option(peer_fd, _SOL_SOCKET, _SO_PEERCRED, place, address + _SIZE_OFFSET) != 0:
@@ -123,9 +123,9 @@ class Inspector:
         self._address = int(self._words.ctypes.data)
         self._inspect = native(PLANE, f"{__name__}.inspect", holds_gil=True)
 
-    def inspect(self, client_fd: int, peer_fd: int, wanted: int) -> int:
-        """Check and prepare a client's descriptor: STREAM_SOCKET, or what is wrong with it."""
-        return int(self._inspect(client_fd, peer_fd, wanted, self._address))
+    def inspect(self, client_fd: int, peer_fd: int, flags: int) -> int:
+        """Check and prepare a client's descriptor: STREAM_SOCKET, or the fault."""
+        return int(self._inspect(client_fd, peer_fd, flags, self._address))
 
     @property
     def uid(self) -> int:

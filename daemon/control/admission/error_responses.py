@@ -1,4 +1,4 @@
-"""What a client is told when its stream ends before its true end, or cannot begin: by a deadline, or by its backend."""
+"""Errors for clients whose stream fails or cannot begin: because of a deadline, or of its backend."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from daemon.plane import state as st
 if TYPE_CHECKING:
     from backends.interface import Format
 
-# What EXPIRED is answered with: the status before the first byte, and what is said then and later.
+# For EXPIRED: the status before the first byte, and the message, then or later.
 _EXPIRED = {
-    st.QUEUE_TIMEOUT: (503, "its turn did not come in time"),
+    st.QUEUE_TIMEOUT: (503, "no worker became free in time"),
     st.FIRST_BYTE_TIMEOUT: (504, "the backend did not answer in time"),
     st.SILENCE_TIMEOUT: (504, "the backend fell silent"),
     st.STREAM_TIMEOUT: (504, "the stream took longer than is allowed"),
 }
 # The same where the backend waits for the client's upload.
 _UPLOAD_EXPIRED = {
-    st.FIRST_BYTE_TIMEOUT: (408, "the upload did not go on in time"),
+    st.FIRST_BYTE_TIMEOUT: (408, "the upload did not continue in time"),
     st.SILENCE_TIMEOUT: (408, "the upload fell silent"),
 }
 
@@ -34,18 +34,18 @@ logger = logging.getLogger(__name__)
 
 @functools.lru_cache(maxsize=64)
 def ending(status: int, code: str, detail: str, style: Format, lines: bytes | None) -> Ending:
-    """Both ways to say it; `lines` are header lines of a response, None for a handoff's."""
+    """The error as a response and as an event; `lines` are the response's header lines, None for a handoff."""
     return either(status, code, detail, style, RETRY_AFTER_S if status == 503 else 0, lines=lines)
 
 
 def expired(reason: int, style: Format, lines: bytes | None, *, is_upload_due: bool) -> Ending:
-    """A deadline has passed, which `reason` names; `is_upload_due`: what was waited for is the client's upload."""
+    """The error for an expired deadline; `is_upload_due`: the deadline was waiting for the client's upload."""
     status, detail = (is_upload_due and _UPLOAD_EXPIRED.get(reason)) or _EXPIRED[reason]
     return ending(status, st.REASONS[reason], detail, style, lines)
 
 
 def refusal_of(error: BaseException, name: str) -> Refusal:
-    """What a client is told when the code of its backend, of this name, raised."""
+    """The refusal for an exception in the code of the backend `name`."""
     if isinstance(error, RelayError):
         refusal = Refusal(error.status, error.code, error.message, error.retry_after_s)
         refusal.param, refusal.body, refusal.content_type = error.param, error.body, error.content_type

@@ -1,4 +1,4 @@
-"""A handoff's data: JSON by msgspec into the fields that are understood, and its response headers by their rules."""
+"""Decodes a handoff's data: JSON into the known fields, and its response headers with their validation."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import msgspec
 from backends.interface import Fields
 from daemon.control.admission.refusal import Refusal
 
-# The daemon's own headers, and those that say how the body is framed: a handoff must not touch them.
+# Headers set by the daemon, including framing: a handoff must not change them.
 BLOCKED_HEADERS = frozenset(
     {
         "content-type",
@@ -29,12 +29,12 @@ _WHERE = re.compile(r"^(.*?)(?: - at `\$\.?(.*)`)?$", re.DOTALL)
 
 
 def decode(data: bytes) -> Fields:
-    """The fields of a handoff. No data, or one NUL byte in its place, is a request without fields. Raises Refusal."""
+    """The fields of a handoff. Empty data, or a single NUL byte, is a request without fields. Raises Refusal."""
     if data in {b"", b"\0"}:
         return Fields()
     try:
         if not data.isascii():
-            data.decode()  # msgspec does not look into fields that it skips, and a backend may
+            data.decode()  # msgspec does not validate fields that it skips, and a backend may read them
         return _decode(data)
     except msgspec.ValidationError as error:
         raise _wrong_type(str(error)) from None
@@ -60,10 +60,10 @@ def _malformed(error: Exception) -> Refusal:
 
 
 def header_lines(headers: dict[str, Any]) -> tuple[bytes, int]:
-    """Header lines for the response head, and how many were dropped.
+    """Header lines for the response head, and the number of headers dropped.
 
-    A name must be a token of RFC 9110, a value a string without control characters but tab, and neither may touch what
-    is the daemon's own.
+    A name must be a token of RFC 9110, a value a string without control characters except tab, and neither may concern
+    a header that the daemon sets.
     """
     lines: list[str] = []
     dropped = 0

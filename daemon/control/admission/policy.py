@@ -9,7 +9,7 @@ if TYPE_CHECKING:
 
 
 class Policy(NamedTuple):
-    """The settings that admission reads for each handoff, in one place. Made anew when they are reloaded."""
+    """The settings that admission reads for each handoff. Rebuilt on a reload."""
 
     connections_max: int
     bodies_max: int
@@ -31,7 +31,7 @@ class Policy(NamedTuple):
 
 
 def policy_of(settings: Settings) -> Policy:
-    """The policy that settings describe."""
+    """The policy from the settings."""
     timeouts = settings.timeouts
     return Policy(
         connections_max=settings.server.max_connections,

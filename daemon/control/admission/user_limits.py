@@ -1,4 +1,4 @@
-"""How many streams each user holds and starts, held against the limits per user."""
+"""Streams that each user holds and starts, checked against the limits per user."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ import math
 from operator import itemgetter
 
 USERS_MAX = 65_536  # users whose rate is remembered
-USER_CHARACTERS_MAX = 64  # of a user_id that is remembered as it is
+USER_CHARACTERS_MAX = 64  # longer user_ids are stored as a digest
 _USER_BITS_MAX = 64
 _WINDOW_S = 60.0
 
 
 def remembered(user: int | str) -> int | str:
-    """What stands for a user in the counts: of a long user_id a digest, so that nobody fills memory with them."""
+    """The key of a user in the counts: a digest for a long user_id, which bounds memory."""
     if isinstance(user, int):
         if user.bit_length() <= _USER_BITS_MAX:
             return user
@@ -28,8 +28,8 @@ def remembered(user: int | str) -> int | str:
 class UserLimits:
     """Streams held and started by each user_id. Main thread.
 
-    The rate is the generic cell rate algorithm: a user may start a minute's worth at once, and then one for each share
-    of a minute that passes. It needs one number per user, where a list of starts would need as many as the limit.
+    The rate limit is the generic cell rate algorithm: a user may start a minute's worth at once, and then one stream
+    per share of a minute. It stores one number per user, where a list of starts would need as many as the limit.
     """
 
     __slots__ = ("_due_s", "_held", "per_minute", "streams_max")
@@ -43,20 +43,20 @@ class UserLimits:
 
     @property
     def active(self) -> bool:
-        """Whether there is any limit to ask about."""
+        """Whether any limit is set."""
         return self.streams_max > 0 or self.per_minute > 0
 
     @property
     def remembered_count(self) -> int:
-        """Users of whom anything is remembered: they hold a stream, or started one in the last minute."""
+        """Users with an entry: they hold a stream, or started one in the last minute."""
         return len(self._held.keys() | self._due_s.keys())
 
     def may_hold(self, user: int | str) -> bool:
-        """Whether the user may have one more stream."""
+        """Whether the user may hold another stream."""
         return self.streams_max == 0 or self._held.get(user, 0) < self.streams_max
 
     def start(self, user: int | str, now_s: float) -> int:
-        """Count a start against the rate. 0 when it is allowed, otherwise after how many seconds it would be."""
+        """Count a start. Returns 0 if it is allowed, otherwise the number of seconds to wait."""
         if self.per_minute == 0:
             return 0
         share_s = _WINDOW_S / self.per_minute
@@ -70,11 +70,11 @@ class UserLimits:
         return 0
 
     def hold(self, user: int | str) -> None:
-        """A stream of the user has been opened."""
+        """The user has opened a stream."""
         self._held[user] = self._held.get(user, 0) + 1
 
     def release(self, user: int | str) -> None:
-        """It has ended."""
+        """A stream of the user has ended."""
         count = self._held[user] - 1
         if count > 0:
             self._held[user] = count
@@ -82,9 +82,9 @@ class UserLimits:
             del self._held[user]
 
     def _forget(self, now_s: float) -> None:
-        """Drop those whose minute is over, then those who may start again soonest, until an eighth is free.
+        """Drop entries older than a minute, then those closest to expiry, until an eighth is free.
 
-        It looks at every user, so it must not be needed for each new one.
+        This scans all users, so it must not be needed for each new one.
         """
         live = sorted((item for item in self._due_s.items() if item[1] > now_s), key=itemgetter(1))
         kept_max = USERS_MAX - max(1, USERS_MAX // 8)

@@ -1,4 +1,4 @@
-"""The HTTP front put together: its application, its server, and what of the settings they need. Main thread."""
+"""Assembles the HTTP front: its application, its server, and the settings they need. Main thread."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ logger = logging.getLogger(__name__)
 
 
 class FrontEnd:
-    """The HTTP front of one daemon."""
+    """The HTTP front of a daemon."""
 
     def __init__(
         self,
@@ -44,7 +44,7 @@ class FrontEnd:
         admission: Admission,
         pages: Mapping[str, Page],
     ) -> None:
-        """`pages` are those of the monitoring server; more may be put in until `start`. Raises StartError."""
+        """`pages` are the monitoring server's; more may be added until `start`. Raises StartError."""
         self._settings = settings
         self._names = frozenset(registry.names())
         self._relaying = relaying
@@ -56,7 +56,7 @@ class FrontEnd:
         self.accounts = HttpAccounts()
 
     async def start(self) -> str:
-        """Listen; the URL. Raises StartError."""
+        """Listen; returns the URL. Raises StartError."""
         http = self._settings.http
         front = HttpFront(self._admission)
         options = Options(
@@ -70,32 +70,32 @@ class FrontEnd:
             answer_bytes_max=http.answer_bytes_max,
             answer_timeout_s=self._settings.timeouts.stream_timeout_ms / 1000 or ANSWER_TIMEOUT_S_MAX,
         )
-        anyio.get_cancelled_exc_class()  # makes it import what the first request would wait for
+        anyio.get_cancelled_exc_class()  # forces an import that would delay the first request
         application = build(front, options)
         audio = Audio(front, self._keys, http.cors_origins, is_enabled=MEL in self._names)
         add_routes(application, audio, has_keys=self._keys is not None)
         write_timeout_s = self._settings.timeouts.write_timeout_ms / 1000
-        answered = self.accounts.answered
-        shortcut = StreamShortcut(front, application, options, answered)
-        server = HttpServer(http, application, answered, write_timeout_s=write_timeout_s, shortcut=shortcut)
+        on_response = self.accounts.on_response
+        shortcut = StreamShortcut(front, application, options, on_response)
+        server = HttpServer(http, application, on_response, write_timeout_s=write_timeout_s, shortcut=shortcut)
         self._server = server
         self.accounts.connection_count = lambda: server.connection_count
         return await server.start(has_keys=self._keys is not None)
 
     def stop_listening(self) -> None:
-        """Let nobody new in; connections between two requests are closed."""
+        """Accept no more connections; idle connections are closed."""
         if self._server is not None:
             self._server.stop_listening()
 
     async def close(self) -> None:
-        """End what is left, after a moment for answers that are being written."""
+        """Close the remaining connections, after a short time for responses in progress."""
         if self._server is not None:
             await self._server.close()
 
     def reload(self, settings: Settings) -> bool:
-        """Other limits and upstreams, and the files of keys and certificates as they are now.
+        """Apply changed limits and upstreams, and read the files of keys and certificates again.
 
-        False where one of these is wrong, which the log says: of that one nothing changes.
+        False when one of these is invalid, which is logged: the invalid part keeps its old state.
         """
         self._settings = settings
         self._router.configure(self._served())

@@ -1,1 +1,1 @@
-"""The process and the system around it: its socket, signals, systemd, log, limits and exit codes. Main thread."""
+"""The process and its environment: listening socket, signals, systemd, log, limits and exit codes. Main thread."""

@@ -1,4 +1,4 @@
-"""The process's share of descriptors, which decides how many streams fit. Main thread, before the planes start."""
+"""The process's limit on file descriptors, which bounds the number of streams. Main thread, before the planes start."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ logger = logging.getLogger(__name__)
 
 
 def raise_descriptor_limit() -> int:
-    """Raise RLIMIT_NOFILE as far as we may; returns the limit in force."""
+    """Raise the soft RLIMIT_NOFILE to the hard limit; returns the limit in force."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft == hard:
         return soft
@@ -24,7 +24,7 @@ def raise_descriptor_limit() -> int:
 
 
 def streams_that_fit(descriptor_limit: int, streams_wanted: int) -> int:
-    """How many of the wanted streams the descriptors allow, at least one; says so when it is fewer."""
+    """The number of streams that the descriptors allow, at least 1; warns when it is below `streams_wanted`."""
     fitting = max(1, descriptor_limit - DESCRIPTOR_RESERVE)
     if fitting >= streams_wanted:
         return streams_wanted
@@ -37,9 +37,9 @@ def streams_that_fit(descriptor_limit: int, streams_wanted: int) -> int:
 
 
 def connections_that_fit(descriptor_limit: int, connections_wanted: int) -> int:
-    """How many connections of the HTTP front go with at least as many streams, at least one.
+    """The number of HTTP connections that leaves room for at least as many streams; at least 1.
 
-    Each may take two descriptors: its own, and one on which the front reads a stream.
+    Each connection may take two descriptors: its own, and one on which the front reads a stream.
     """
     fitting = max(1, (descriptor_limit - DESCRIPTOR_RESERVE) // 4)
     if fitting >= connections_wanted:

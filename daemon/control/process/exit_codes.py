@@ -1,4 +1,4 @@
-"""Exit codes after sysexits.h, so that a supervisor and a person can tell causes apart; see docs/operations.md."""
+"""Exit codes from sysexits.h, so that supervisors and operators can tell causes apart; see docs/operations.md."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ EXIT_CONFIGURATION = 78
 
 
 class StartError(Exception):
-    """The daemon cannot start; says why, and with which status the process should end."""
+    """The daemon cannot start. Carries the message and the exit status of the process."""
 
     def __init__(self, message: str, exit_status: int) -> None:
         """`message` is for the operator."""

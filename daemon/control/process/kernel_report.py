@@ -1,4 +1,4 @@
-"""What --check-kernel prints: what this machine's kernel offers, which of the two interfaces will be used, and why."""
+"""The output of --check-kernel: what this machine's kernel offers, which interface is used, and why."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def render(report: KernelReport) -> str:
-    """The report as lines for a person; the last one says what will be used, and why."""
+    """The report as text; its last line names the chosen interface and the reason."""
     lines = [
         f"kernel        Linux {platform.release()} ({platform.machine()})",
         f"io_uring      {'available' if report.io_uring_available else 'not used'}",

@@ -1,4 +1,4 @@
-"""The Unix socket that Apache connects to: bound here, or inherited from systemd, and unlinked only while it is ours.
+"""The Unix socket that Apache connects to: bound here or inherited from systemd; unlinked only if it is still ours.
 
 Main thread, before the planes start.
 """
@@ -37,12 +37,13 @@ if TYPE_CHECKING:
 PATH_BYTES_MAX = 107  # sun_path holds 108 with its NUL
 SYSTEMD_FD_FIRST = 3
 DIRECTORY_LOCK_WAIT_S = 1.0
-# A killed daemon's socket answers until the kernel has torn its process down, so one answer alone proves no life.
+# A killed daemon's socket accepts connections until the kernel has torn its process down, so retry before refusing.
 PROBE_COUNT = 3
 PROBE_INTERVAL_S = 0.1
 
-# What a unit's PassCredentials= and the like switch on. It is inherited by what is accepted, and would stand before a
-# handoff's descriptor, which the data plane takes from the first place. SO_PASSPIDFD (Linux 6.5) brings one of its own.
+# Options that a unit's PassCredentials= and the like switch on. Accepted sockets inherit them, and their control
+# messages would precede a handoff's descriptor, which the data plane expects first. SO_PASSPIDFD (Linux 6.5) even
+# passes a descriptor of its own.
 _ANCILLARY_OPTIONS = (socket.SO_PASSCRED, socket.SO_PASSSEC, 76)
 
 SOCKET_TYPES = {"seqpacket": socket.SOCK_SEQPACKET, "stream": socket.SOCK_STREAM}
@@ -52,18 +53,18 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class ListenerOptions:
-    """What the configuration says about the listener."""
+    """The listener's settings."""
 
     path: Path
     socket_type: str  # "seqpacket" or "stream"
     mode: int
-    owner: str = ""  # name or number; empty leaves it as it is
+    owner: str = ""  # name or number; empty leaves it unchanged
     group: str = ""
     backlog: int = 4096
 
     @classmethod
     def of(cls, server: Server) -> ListenerOptions:
-        """Those of a configuration."""
+        """The options from a configuration."""
         return cls(
             path=Path(server.socket_path),
             socket_type=server.socket_type,
@@ -76,7 +77,7 @@ class ListenerOptions:
 
 @dataclass
 class Listener:
-    """A listening socket; `inode` is None when the path is systemd's to remove."""
+    """A listening socket; `inode` is None when systemd owns the path."""
 
     socket: socket.socket
     path: Path
@@ -84,11 +85,11 @@ class Listener:
 
     @property
     def is_inherited(self) -> bool:
-        """True when systemd bound the socket and goes on listening after us."""
+        """True when systemd bound the socket and keeps listening after the daemon exits."""
         return self.inode is None
 
     def unlink(self) -> None:
-        """Remove the path if it is still the socket we bound; another daemon's is left alone."""
+        """Remove the path if it is still the socket we bound; never another daemon's."""
         if self.inode is None:
             return
         try:
@@ -108,16 +109,16 @@ class Listener:
         return not waiting.poll(0)
 
     def close(self) -> None:
-        """Unlink the path and close the socket; what still waits to be accepted is reset."""
+        """Unlink the path and close the socket; connections not yet accepted are reset."""
         self.unlink()
         self.socket.close()
 
 
 def open_listener(options: ListenerOptions, environment: MutableMapping[str, str]) -> Listener:
-    """The listening socket: systemd's if it passed one, otherwise bound at `options.path`.
+    """The listening socket: systemd's if it passed a socket, otherwise bound at `options.path`.
 
     Raises:
-        StartError: it cannot be had.
+        StartError: the socket cannot be opened.
     """
     inherited = _inherited_socket(options, environment)
     if inherited is not None:
@@ -131,7 +132,7 @@ def open_listener(options: ListenerOptions, environment: MutableMapping[str, str
 
 
 def _bind(options: ListenerOptions) -> Listener:
-    """Bind so that nobody can connect before owner and mode are right; then listen."""
+    """Bind with owner and mode set before anyone can connect; then listen."""
     path = options.path
     listening = socket.socket(socket.AF_UNIX, SOCKET_TYPES[options.socket_type])
     previous_umask = os.umask(0o177)
@@ -169,23 +170,23 @@ def _set_owner(path: Path, options: ListenerOptions) -> None:
     try:
         os.chown(path, user_id, group_id)
     except OSError as error:
-        wanted = f"{options.owner}:{options.group}"
-        raise StartError(f"cannot give {path} to {wanted}: {error.strerror}", EXIT_NO_PERMISSION) from error
+        new_owner = f"{options.owner}:{options.group}"
+        raise StartError(f"cannot give {path} to {new_owner}: {error.strerror}", EXIT_NO_PERMISSION) from error
 
 
 def _number(name: str, find: Callable[[str], int]) -> int:
-    """The id behind a name or number; -1, which leaves it as it is, for an empty one."""
+    """The id for a name or number; -1, which leaves it unchanged, for an empty string."""
     if not name:
         return -1
     return int(name) if name.isdecimal() else find(name)
 
 
 def _explained(path: Path, error: OSError) -> StartError:
-    """What a failed bind means to the person who started the daemon."""
+    """Translate a failed bind into a message for the operator."""
     if error.errno == errno.ENOENT:
         return StartError(f"cannot create socket {path}: directory {path.parent} is missing", EXIT_CANNOT_CREATE)
     if error.errno == errno.ENOTDIR:
-        return StartError(f"cannot create socket {path}: {path.parent} is no directory", EXIT_CANNOT_CREATE)
+        return StartError(f"cannot create socket {path}: {path.parent} is not a directory", EXIT_CANNOT_CREATE)
     if error.errno in {errno.EACCES, errno.EPERM}:
         return StartError(
             f"cannot create socket {path}: no permission for {path.parent} as {_user_name()}", EXIT_NO_PERMISSION
@@ -203,15 +204,15 @@ def _user_name() -> str:
 
 
 def _remove_stale(path: Path, socket_type: socket.SocketKind) -> None:
-    """Unlink a socket that nobody listens on; refuse when somebody does, or when the path is something else."""
+    """Unlink a socket that no process listens on; refuse when it is in use or when the path is not a socket."""
     try:
         mode = os.lstat(path).st_mode
     except (FileNotFoundError, NotADirectoryError):
-        return  # bind says what is missing
+        return  # bind reports what is missing
     except OSError as error:
         raise _explained(path, error) from error
     if not stat.S_ISSOCK(mode):
-        raise StartError(f"{path} exists and is no socket: remove it, or choose another path", EXIT_CANNOT_CREATE)
+        raise StartError(f"{path} exists and is not a socket: remove it, or choose another path", EXIT_CANNOT_CREATE)
     for attempt in range(PROBE_COUNT):
         owner = _probe(path, socket_type)
         if owner is None:
@@ -228,7 +229,7 @@ def _remove_stale(path: Path, socket_type: socket.SocketKind) -> None:
 
 
 def _probe(path: Path, socket_type: socket.SocketKind) -> str | None:
-    """Who answers on this socket, or None when nobody does."""
+    """A description of the process that accepts on this socket, or None when none does."""
     with socket.socket(socket.AF_UNIX, socket_type) as probe:
         probe.setblocking(False)
         try:
@@ -253,12 +254,12 @@ def _probe(path: Path, socket_type: socket.SocketKind) -> str | None:
 def _directory_locked(directory: Path) -> Generator[None, None, None]:
     """Keep two daemons that start together from unlinking each other's socket.
 
-    The lock narrows a race and nothing more: whoever may read the directory can hold it, so we do not wait for long.
+    The lock only narrows the race: any process that can read the directory can hold it, so we wait briefly.
     """
     try:
         descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError:
-        yield  # missing, or not ours to read: bind says so, if it matters
+        yield  # missing or not readable: bind reports it if it matters
         return
     try:
         deadline_s = time.monotonic() + DIRECTORY_LOCK_WAIT_S
@@ -274,7 +275,7 @@ def _directory_locked(directory: Path) -> Generator[None, None, None]:
 
 
 def _inherited_socket(options: ListenerOptions, environment: MutableMapping[str, str]) -> Listener | None:
-    """The socket that systemd passed (sd_listen_fds(3)), or None; the variables are for us alone and are removed."""
+    """The socket that systemd passed (sd_listen_fds(3)), or None. Removes the variables from the environment."""
     process_id, count = environment.pop("LISTEN_PID", ""), environment.pop("LISTEN_FDS", "")
     environment.pop("LISTEN_FDNAMES", None)
     if process_id != str(os.getpid()) or not count.isdecimal() or int(count) == 0:
@@ -287,17 +288,17 @@ def _inherited_socket(options: ListenerOptions, environment: MutableMapping[str,
         message = f"LISTEN_FDS names descriptor {SYSTEMD_FD_FIRST}, which is not open"
         raise StartError(message, EXIT_CONFIGURATION) from error
     if not is_socket:
-        message = f"LISTEN_FDS names descriptor {SYSTEMD_FD_FIRST}, which is no socket"
+        message = f"LISTEN_FDS names descriptor {SYSTEMD_FD_FIRST}, which is not a socket"
         raise StartError(message, EXIT_CONFIGURATION)
     listening = socket.socket(fileno=SYSTEMD_FD_FIRST)
     listening.set_inheritable(False)
-    wanted = SOCKET_TYPES[options.socket_type]
-    if listening.family != socket.AF_UNIX or listening.type != wanted:
+    expected_type = SOCKET_TYPES[options.socket_type]
+    if listening.family != socket.AF_UNIX or listening.type != expected_type:
         message = f"systemd's socket must be a Unix socket of type {options.socket_type} (ListenSequentialPacket=)"
         raise StartError(message, EXIT_CONFIGURATION)
     if not listening.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
         raise StartError("systemd's socket does not listen: Accept=no is needed", EXIT_CONFIGURATION)
     for option in _ANCILLARY_OPTIONS:
-        with contextlib.suppress(OSError):  # a kernel that does not know it
+        with contextlib.suppress(OSError):  # not supported by this kernel
             listening.setsockopt(socket.SOL_SOCKET, option, 0)
     return Listener(listening, Path(os.fsdecode(listening.getsockname()) or options.path))

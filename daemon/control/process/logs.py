@@ -1,6 +1,6 @@
-"""Log lines on stderr, as text or as JSON, with a level that can change while the daemon runs.
+"""Log lines on stderr, as text or JSON; the level can change while the daemon runs.
 
-What a caller passes as `extra` becomes `key=value` at the end of a text line, or a member of the JSON object.
+Fields passed as `extra` become `key=value` at the end of a text line, or members of the JSON object.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ LEVELS = ("debug", "info", "warning", "error")
 FORMATS = ("text", "json")
 
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
-# What a client sent may stand in a line: it must not be able to begin another one, or to move a terminal's cursor.
+# Lines may contain client input, which must not start a new line or move a terminal's cursor.
 _ESCAPES = {code: f"\\x{code:02x}" for code in (*range(0x20), *range(0x7F, 0xA0))}
 _ESCAPES.update({ord("\n"): "\\n", ord("\r"): "\\r", ord("\t"): "\\t"})
 
@@ -33,30 +33,30 @@ def _timestamp(record: logging.LogRecord) -> str:
 
 
 def _shown(value: object) -> str:
-    """A value in a text line: quoted where it would otherwise not end where it ends."""
+    """A value in a text line, quoted if it would otherwise be ambiguous."""
     text = str(value)
     return json.dumps(text, ensure_ascii=False) if not text or " " in text or '"' in text else text
 
 
 class TextFormatter(logging.Formatter):
-    """`time LEVEL logger: message key=value ...`; a traceback follows on lines of its own, indented."""
+    """`time LEVEL logger: message key=value ...`; a traceback follows on indented lines."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """One line, whatever the message holds."""
+        """One line, whatever the message contains."""
         words = [record.getMessage(), *(f"{name}={_shown(value)}" for name, value in _extras(record))]
         line = f"{_timestamp(record)} {record.levelname} {record.name}: {' '.join(words).translate(_ESCAPES)}"
         if record.exc_info:
-            # An exception may quote what a client sent: indented, it cannot pass for a line of ours.
+            # An exception may quote client input: indented, it cannot pass for a log line.
             traceback = self.formatException(record.exc_info).split("\n")
             line += "".join(f"\n  {part.translate(_ESCAPES)}" for part in traceback)
         return line
 
 
 class JSONFormatter(logging.Formatter):
-    """One JSON object per line; the traceback is a member of it."""
+    """One JSON object per line, with the traceback as a member."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """One line: json escapes whatever could end it."""
+        """One line: JSON escapes line breaks."""
         fields: dict[str, object] = {
             "time": _timestamp(record),
             "level": record.levelname.lower(),
@@ -76,14 +76,14 @@ else:
 
 
 class _StandardError(_StreamHandler):
-    """A class of its own, so that `configure` finds, and replaces, only what it made."""
+    """A class of its own, so that `configure` replaces only handlers that it installed."""
 
     def __init__(self) -> None:
         super().__init__(sys.stderr)
 
 
 def configure(level: str, log_format: str) -> None:
-    """Set level and format of all log lines, at start and again on a reload; earlier handlers of ours are replaced."""
+    """Set level and format of all log lines, at start and on a reload; replaces earlier handlers of ours."""
     assert level in LEVELS
     assert log_format in FORMATS
     root = logging.getLogger()
@@ -94,12 +94,12 @@ def configure(level: str, log_format: str) -> None:
     root.addHandler(handler)
     root.setLevel(level.upper())
     logging.captureWarnings(capture=True)
-    # Numba and asyncio tell their own developers more than an operator wants to read.
+    # Numba and asyncio log details that are of no use to operators.
     for name in ("numba", "asyncio"):
         logging.getLogger(name).setLevel(max(logging.WARNING, root.level))
 
 
 def flush() -> None:
-    """Write out what is buffered, before an exit that runs no handlers."""
+    """Write buffered lines, before an exit that skips the interpreter's handlers."""
     for handler in logging.getLogger().handlers:
         handler.flush()

@@ -1,4 +1,4 @@
-"""Log lines that a flood of the same event must not turn into a flood of lines. Main thread."""
+"""Rate limiting for log lines about events that can occur in floods. Main thread."""
 
 from __future__ import annotations
 
@@ -14,28 +14,28 @@ INTERVAL_S = 10.0
 
 
 class _Kept:
-    """One code's events since its last line."""
+    """The events of one code since its last line."""
 
-    __slots__ = ("count", "due_s", "exception", "message", "told")
+    __slots__ = ("count", "due_s", "exception", "fields", "message")
 
     def __init__(self) -> None:
         self.count = 0
-        self.due_s = 0.0  # when there may be another line
+        self.due_s = 0.0  # when the next line is permitted
         self.message = ""
-        self.told: dict[str, object] = {}
+        self.fields: dict[str, object] = {}
         self.exception: BaseException | None = None
 
 
 class RateLimitedLog:
-    """Logs an event by its code: the first at once, then at most one line in ten seconds, with how many there were.
+    """Logs events by code: the first at once, then at most one line in ten seconds, with the number of events.
 
-    Events that found no line are told of when the ten seconds are over (`tell_due`), or at the daemon's end.
+    Suppressed events are logged when the ten seconds are over (`log_due`), or when the daemon ends.
     """
 
     __slots__ = ("__weakref__", "_interval_s", "_kept", "_logger")
 
     def __init__(self, logger: logging.Logger, interval_s: float = INTERVAL_S) -> None:
-        """Lines go to `logger`. Codes are few: they come from our own source, and from the configuration."""
+        """Lines go to `logger`. There are few codes: they come from the source and the configuration."""
         self._logger = logger
         self._interval_s = interval_s
         self._kept: dict[str, _Kept] = {}
@@ -43,11 +43,11 @@ class RateLimitedLog:
 
     @property
     def code_count(self) -> int:
-        """Codes that had an event lately."""
+        """Codes that had an event recently."""
         return len(self._kept)
 
-    def warn(self, message: str, code: str, exception: BaseException | None = None, /, **told: object) -> None:
-        """One more event. `message` is a fixed text; what varies is `told` of the last event that a line is about.
+    def warn(self, message: str, code: str, exception: BaseException | None = None, /, **fields: object) -> None:
+        """Record an event. `message` is a fixed text; `fields` are those of the last event that a line covers.
 
         An `exception` is logged with its traceback.
         """
@@ -55,41 +55,41 @@ class RateLimitedLog:
         if kept is None:
             kept = self._kept[code] = _Kept()
         kept.count += 1
-        kept.message, kept.told, kept.exception = message, told, exception
+        kept.message, kept.fields, kept.exception = message, fields, exception
         now_s = time.monotonic()
         if now_s >= kept.due_s:
-            self._tell(code, kept, now_s)
+            self._log(code, kept, now_s)
 
-    def tell_due(self, *, at_end: bool = False) -> None:
-        """A line for every code that may have one again and has events without; `at_end`, for every code that has."""
+    def log_due(self, *, at_end: bool = False) -> None:
+        """Log each code that has suppressed events and whose interval is over, or, `at_end`, each code that has any."""
         now_s = time.monotonic()
         for code, kept in list(self._kept.items()):
             if now_s < kept.due_s and not at_end:
                 continue
             if kept.count > 0:
-                self._tell(code, kept, now_s)
+                self._log(code, kept, now_s)
             else:
                 del self._kept[code]
 
-    def _tell(self, code: str, kept: _Kept, now_s: float) -> None:
+    def _log(self, code: str, kept: _Kept, now_s: float) -> None:
         count, kept.count = kept.count, 0
         kept.due_s = now_s + self._interval_s
-        error, kept.exception = kept.exception, None  # which would keep its frames
-        self._logger.warning("%s", kept.message, exc_info=error, extra={"reason": code, **kept.told, "count": count})
+        error, kept.exception = kept.exception, None  # drop the reference, which would keep its frames alive
+        self._logger.warning("%s", kept.message, exc_info=error, extra={"reason": code, **kept.fields, "count": count})
 
 
 _logs: weakref.WeakSet[RateLimitedLog] = weakref.WeakSet()
 
 
-def tell_all() -> None:
-    """The daemon ends: what has had no line gets one."""
+def log_all() -> None:
+    """Log all suppressed events; called when the daemon ends."""
     for log in list(_logs):
-        log.tell_due(at_end=True)
+        log.log_due(at_end=True)
 
 
-async def tell_in_time() -> None:
-    """Tell of what had no line when it may have one, for ever."""
+async def log_as_due() -> None:
+    """Log suppressed events as their intervals end, for ever."""
     while True:
         await asyncio.sleep(INTERVAL_S)
         for log in list(_logs):
-            log.tell_due()
+            log.log_due()

@@ -1,4 +1,4 @@
-"""What SIGHUP does: read the configuration again, from where it came from at start, and say what came of it."""
+"""SIGHUP: read the configuration again from the same sources, and log the result."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ logger = logging.getLogger(__name__)
 
 
 def read_again(arguments: Sequence[str], in_force: Settings) -> Settings | None:
-    """The settings that are in force from now, or None when the configuration has an error and nothing changes."""
+    """The new settings in force, or None when the configuration has an error and nothing changes."""
     try:
         loaded = load(arguments)
     except ConfigError as error:

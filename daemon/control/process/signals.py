@@ -1,4 +1,4 @@
-"""What signals mean: SIGTERM and SIGINT drain, a second one ends at once, SIGHUP reloads, SIGUSR1 logs live streams.
+"""Signals: SIGTERM and SIGINT drain, a second one exits at once, SIGHUP reloads, SIGUSR1 logs live streams.
 
 The handlers run as callbacks of the event loop. The data plane's and the workers' threads block all signals.
 """
@@ -20,11 +20,11 @@ logger = logging.getLogger(__name__)
 
 
 def install(loop: asyncio.AbstractEventLoop, stop: Callable[[], None]) -> None:
-    """From the first moment on: a stop is taken note of, and nothing else kills a daemon that is starting."""
+    """Install the first handlers: a stop is recorded, and no other signal kills a daemon that is starting."""
 
     def first(number: signal.Signals) -> None:
         logger.info("%s: draining; a second SIGTERM or SIGINT ends at once", number.name)
-        # From now on the kernel ends the process, so that a second signal works whatever the interpreter is doing.
+        # From now on the signal has its default action, so a second one works whatever the interpreter is doing.
         for stopping in STOPPING:
             loop.remove_signal_handler(stopping)
             signal.signal(stopping, signal.SIG_DFL)
@@ -37,6 +37,6 @@ def install(loop: asyncio.AbstractEventLoop, stop: Callable[[], None]) -> None:
 
 
 def install_others(loop: asyncio.AbstractEventLoop, reload: Callable[[], None], show_table: Callable[[], None]) -> None:
-    """What a running daemon can do besides."""
+    """Install the handlers that need a running daemon."""
     loop.add_signal_handler(signal.SIGHUP, reload)
     loop.add_signal_handler(signal.SIGUSR1, show_table)

@@ -1,9 +1,9 @@
-"""Which failures end the process, and which end one connection or request alone. Main thread.
+"""Decides which failures end the process, and which end one connection or request only. Main thread.
 
-What the whole daemon depends on is marked as essential, by name: the tasks that live as long as the daemon, the readers
-of the channels between the planes, and what is called back for streams that the data plane holds. An exception there
-ends the process, because nobody knows what state it left behind. Every other exception that reaches the event loop
-belongs to one connection or one request, and is contained: counted by its kind, logged, and the connection is closed.
+What the whole daemon depends on is marked as essential, by name: tasks that live as long as the daemon, the readers of
+the channels between the planes, and callbacks for streams that the data plane holds. An exception there ends the
+process, because it leaves unknown state behind. Any other exception that reaches the event loop belongs to one
+connection or one request and is contained: counted by kind and logged, and the connection is closed.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ logger = logging.getLogger(__name__)
 
 
 class EssentialError(Exception):
-    """Something essential has failed with the exception that is this one's cause. Nothing but the loop catches it."""
+    """Something essential failed; the original exception is the cause. Only the event loop may catch it."""
 
 
 def essential(name: str, call: Callable[P, R]) -> Callable[P, R]:
-    """The same call, whose exceptions end the process; `name` says in the log what failed."""
+    """Wrap `call` so that its exceptions end the process; `name` identifies it in the log."""
 
     @functools.wraps(call)
     def supervised(*arguments: P.args, **options: P.kwargs) -> R:
@@ -58,24 +58,24 @@ def _raise_its_exception(task: asyncio.Task[None]) -> None:
 
 
 def essential_failure(context: Mapping[str, Any]) -> BaseException | None:
-    """Why the process must end, where an exception handler's context says that it must."""
+    """The failure that must end the process, or None when the handler's context holds a containable one."""
     error: BaseException | None = context.get("exception")
     if isinstance(error, EssentialError):
         return error
-    # uvloop reports so, and with nothing else, that the kernel failed a listener or a poll, which it has closed.
+    # uvloop reports this way, and only so, that the kernel failed a listener or a poll, which uvloop then closed.
     return error if isinstance(error, OSError) and len(context) == 1 else None
 
 
 class Containment:
-    """Counts and logs the failures that end one connection or request."""
+    """Counts and logs failures that end one connection or request."""
 
     def __init__(self, counts: MutableMapping[str, int]) -> None:
-        """`counts` has all of KINDS."""
+        """`counts` has a key for each of KINDS."""
         self._counts = counts
         self._log = RateLimitedLog(logger, interval_s=LOG_INTERVAL_S)
 
     def contain(self, context: Mapping[str, Any]) -> None:
-        """An exception handler's context that is not an essential failure: its connection, if it has one, ends."""
+        """Handle an exception handler's context that is not essential; closes its connection, if it has one."""
         kind = _kind_of(context)
         self._counts[kind] += 1
         message = f"contained an exception in the code of one {kind}" if kind != "other" else "contained an exception"

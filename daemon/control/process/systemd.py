@@ -1,4 +1,4 @@
-"""sd_notify(3) in a few lines: tells systemd what the daemon is doing, and feeds its watchdog while both planes turn.
+"""sd_notify(3): tells systemd the daemon's state, and feeds its watchdog while both planes make progress.
 
 Without NOTIFY_SOCKET every call does nothing. Main thread.
 """
@@ -19,10 +19,10 @@ logger = logging.getLogger(__name__)
 
 
 class Notifier:
-    """The service manager's datagram socket, if there is one."""
+    """The service manager's notification socket, if set."""
 
     def __init__(self, environment: MutableMapping[str, str]) -> None:
-        """Take systemd's variables out of the environment: they are for this process alone."""
+        """Remove systemd's variables from the environment: they are for this process only."""
         address = environment.pop("NOTIFY_SOCKET", "")
         interval = environment.pop("WATCHDOG_USEC", "")
         process_id = environment.pop("WATCHDOG_PID", "")
@@ -34,11 +34,11 @@ class Notifier:
         self.watchdog_interval_s = int(interval) / 1e6 if interval.isdecimal() and is_for_us and address else 0.0
 
     def ready(self, status: str) -> None:
-        """Start-up, or a reload, is done."""
+        """Start-up, or a reload, is complete."""
         self._send(f"READY=1\nSTATUS={status}")
 
     def reloading(self) -> None:
-        """A reload begins; systemd wants to know when, to tell it from an earlier one."""
+        """A reload begins; systemd requires the time to match it with READY."""
         self._send(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}\nSTATUS=reloading")
 
     def stopping(self, status: str) -> None:
@@ -50,11 +50,11 @@ class Notifier:
         self._send(f"STATUS={status}")
 
     def extend_timeout(self, seconds: float) -> None:
-        """Ask for more time than TimeoutStopSec allows, because a drain may take as long as it was configured to."""
+        """Request more time than TimeoutStopSec, because a drain may take as long as configured."""
         self._send(f"EXTEND_TIMEOUT_USEC={int(seconds * 1e6)}")
 
     def feed_watchdog(self) -> None:
-        """Both planes have turned since the last time."""
+        """Both planes have made progress since the last call."""
         self._send("WATCHDOG=1")
 
     def _send(self, message: str) -> None:
@@ -63,32 +63,32 @@ class Notifier:
         try:
             self._socket.sendto(message.encode(), self._address)
         except OSError as error:
-            # A manager that does not listen must not stop the daemon; a starved watchdog makes itself heard.
+            # A manager that does not read must not stop the daemon; a starved watchdog has its own consequence.
             logger.warning("cannot notify the service manager: %s", error.strerror)
 
     def close(self) -> None:
-        """Say nothing more."""
+        """Close the socket."""
         if self._socket is not None:
             self._socket.close()
             self._socket = None
 
 
 class Heartbeat:
-    """Asks the data plane for a sign of life, and feeds the watchdog only when one came since the last question."""
+    """Pings the data plane, and feeds the watchdog only when the previous ping was answered."""
 
     def __init__(self, notifier: Notifier, ping: Callable[[int], None]) -> None:
-        """`ping` sends PING with this cookie; `pong` is called with the cookie of each PONG."""
+        """`ping` sends PING with this cookie; call `pong` with the cookie of each PONG."""
         self._notifier = notifier
         self._ping = ping
         self._asked = 0
         self._answered = 0
 
     def pong(self, cookie: int) -> None:
-        """The data plane has turned."""
+        """The data plane has completed a turn."""
         self._answered = max(self._answered, cookie)
 
     async def run(self) -> None:
-        """Feed at half the interval that systemd allows, for ever; return at once when it has no watchdog on us."""
+        """Feed at half the interval that systemd allows, for ever; return at once when there is no watchdog."""
         interval_s = self._notifier.watchdog_interval_s / 2
         if interval_s <= 0:
             return
@@ -99,4 +99,4 @@ class Heartbeat:
             if self._answered == self._asked:
                 self._notifier.feed_watchdog()
             else:
-                logger.error("the data plane gave no sign of life in %.1f s: the watchdog is not fed", interval_s)
+                logger.error("the data plane did not respond within %.1f s: the watchdog is not fed", interval_s)

@@ -1,4 +1,4 @@
-"""Which backends relay streams, and what the daemon needs of them."""
+"""Backends that relay streams, and the interface the daemon requires of them."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ class RelayingBackend(Protocol):
     ledger: Ledger
 
     def origins(self) -> tuple[Origin, ...]:
-        """Whom attempts may name."""
+        """The origins that attempts may name."""
         ...
 
     def upstreams(self) -> tuple[UpstreamState, ...]:
-        """How they are doing."""
+        """The state of its upstreams."""
         ...
 
 
@@ -35,5 +35,5 @@ def is_relaying(backend: object) -> TypeGuard[RelayingBackend]:
 
 
 def relaying_backends(registry: Iterable[tuple[str, Backend]]) -> dict[str, RelayingBackend]:
-    """Those of the registry that relay."""
+    """The relaying backends of the registry."""
     return {name: backend for name, backend in registry if is_relaying(backend)}

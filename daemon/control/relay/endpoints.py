@@ -1,8 +1,8 @@
-"""The plane's numbers for addresses of upstreams. There are few, so one that nobody needs is used again. Main thread.
+"""The plane's numbers for upstream addresses. Numbers are few, so unused ones are assigned again. Main thread.
 
-Whoever holds a number may be connected there, so it keeps its meaning until its last attempt is over. After that the
-plane may read an answer to its end for up to two seconds, and then keep the connection under the number that it was
-made with: only LET_GO_S later can the number lead elsewhere, and what is kept of it is closed first.
+A number may be in use for a connection, so it keeps its address until its last attempt is over. After that the plane
+may read a response to its end for up to two seconds, and then keep the connection under the same number: only after
+REUSE_DELAY_S may the number be assigned to another address, and its idle connections are closed first.
 """
 
 from __future__ import annotations
@@ -19,28 +19,28 @@ if TYPE_CHECKING:
 
     from backends.relay import Origin
 
-LET_GO_S = 5.0  # more than the plane takes to be done with a connection whose stream has ended
+REUSE_DELAY_S = 5.0  # longer than the plane needs to finish with a connection whose stream has ended
 _Key = tuple[bytes, int, int]  # address, idle_connections_max, idle_timeout_ms
 
 
 class Endpoints:
-    """Which number leads where, and how many attempts hold it."""
+    """Assigns numbers to addresses and counts the attempts that hold each."""
 
     __slots__ = ("_add", "_clock", "_ended_s", "_holders", "_keys", "_live", "_numbers")
 
     def __init__(self, add: Callable[[bytes], None], clock: Callable[[], float] = time.monotonic) -> None:
-        """`add` has a command sent with the next flush, behind those added before."""
+        """`add` queues a command for the next flush, behind those added before."""
         self._add = add
         self._clock = clock
         self._numbers: dict[_Key, int] = {}
-        self._live: set[int] = set()  # the plane knows where they lead
+        self._live: set[int] = set()  # numbers whose address the plane knows
         # By number.
         self._keys: list[_Key] = []
         self._holders: list[int] = []
-        self._ended_s: list[float] = []  # when the last holder let go
+        self._ended_s: list[float] = []  # when the last holder released it
 
     def take(self, origin: Origin, address: bytes) -> int:
-        """The number of an address, for one attempt; told to the plane when it is new. -1 when all are in use."""
+        """The number of an address, for one attempt; a new one is sent to the plane. -1 when all are in use."""
         key = (address, origin.idle_connections_max, origin.idle_timeout_ms)
         number = self._numbers.get(key)
         if number is None:
@@ -76,8 +76,8 @@ class Endpoints:
         return number
 
     def _unused(self) -> int:
-        """A number that nobody needs: best one that leads nowhere, otherwise the one that was used longest ago."""
-        until_s = self._clock() - LET_GO_S
+        """A free number: preferably one without an address, otherwise the least recently used."""
+        until_s = self._clock() - REUSE_DELAY_S
         unused = [
             (number in self._live, ended_s, number)
             for number, ended_s in enumerate(self._ended_s)
@@ -86,17 +86,17 @@ class Endpoints:
         return min(unused)[2] if unused else -1
 
     def _forget(self, number: int) -> None:
-        """Have the connections closed that are kept."""
+        """Have its idle connections closed."""
         if number in self._live:
             self._live.discard(number)
             self._add(pack(EndpointCommand(number)))
 
     def forget(self, addresses: Collection[bytes]) -> None:
-        """Nobody is to be connected to these any more, unless it is asked for again."""
+        """Make no more connections to these addresses unless they are requested again."""
         for key, number in self._numbers.items():
             if key[0] in addresses:
                 self._forget(number)
 
     def forget_others(self, addresses: Collection[bytes]) -> None:
-        """As `forget`, for all but these."""
+        """As `forget`, for all addresses but these."""
         self.forget({key[0] for key in self._numbers} - set(addresses))

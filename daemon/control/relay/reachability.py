@@ -1,8 +1,8 @@
-"""Whether upstreams can be reached: tried at start, without delaying it, and remembered from what streams meet later.
+"""Reachability of upstreams: probed at start, without delaying it, and updated by streams' attempts.
 
-A try is a connection that is closed at once; no request is sent, for a request could cost money. An upstream that
-cannot be reached is tried again every few seconds: /ready turns 503 when no upstream is left, and where a load balancer
-then sends no streams, no stream would ever find out that one is back. Main thread.
+A probe is a connection that is closed at once; it sends no request, because a request could cost money. An unreachable
+upstream is probed again every few seconds: /ready turns 503 when no upstream is left, and if a load balancer then sends
+no streams, no stream could discover that one is back. Main thread.
 """
 
 from __future__ import annotations
@@ -30,32 +30,32 @@ logger = logging.getLogger(__name__)
 
 
 class Reach(NamedTuple):
-    """What is known of one upstream."""
+    """The state of an upstream."""
 
     reachable: bool | None  # None: not known yet
-    since_s: float  # of the clock: when it became known to be so
+    since_s: float  # of the clock: when it entered this state
 
 
 _UNKNOWN = Reach(None, 0.0)
 
 
 class Reachability:
-    """What is known of each upstream, by its name."""
+    """The state of each upstream, by name."""
 
     def __init__(
         self, loop: asyncio.AbstractEventLoop, resolver: Resolver, clock: Callable[[], float] = time.monotonic
     ) -> None:
-        """Nothing is tried yet."""
+        """Nothing is probed yet."""
         self._loop = loop
         self._resolver = resolver
         self._clock = clock
         self._reach: dict[str, Reach] = {}
         self._origins: dict[str, Origin] = {}
         self._tries: dict[str, asyncio.Task[None]] = {}
-        self._said: set[str] = set()  # upstreams whose trouble stands in the log
+        self._logged: set[str] = set()  # upstreams whose failure has been logged
 
     def watch(self, origins: Iterable[Origin]) -> None:
-        """Try these upstreams in the background. Called at start, and after a reload with those there are now."""
+        """Probe these upstreams in the background. Called at start, and after a reload with the new ones."""
         before, self._origins = self._origins, {origin.name: origin for origin in origins}
         for name, origin in before.items():
             if name not in self._origins or _place(origin) != _place(self._origins[name]):
@@ -65,31 +65,31 @@ class Reachability:
                 self._try(name, 0.0)
 
     def close(self) -> None:
-        """Try no more."""
+        """Stop probing."""
         self.watch(())
 
     def of(self, name: str) -> Reach:
-        """What is known of this upstream."""
+        """The state of this upstream."""
         return self._reach.get(name, _UNKNOWN)
 
     def saw(self, name: str, reachable: bool) -> None:
-        """A stream's attempt has got a connection, or could not get one. Every attempt comes here, so it is short."""
+        """A stream's attempt got a connection, or failed to. Called for every attempt, so keep it short."""
         if self.of(name).reachable is not reachable:
             self._remember(name, reachable)
 
     def _remember(self, name: str, reachable: bool) -> None:
         if name not in self._origins:
-            return  # gone since a reload
+            return  # removed by a reload
         self._reach[name] = Reach(reachable, self._clock())
         if not reachable:
             self._try(name, TRIED_AGAIN_S)
-        elif name in self._said:
-            self._said.remove(name)
+        elif name in self._logged:
+            self._logged.remove(name)
             logger.info("upstream %s can be reached again", name)
 
     def _forget(self, name: str) -> None:
         self._reach.pop(name, None)
-        self._said.discard(name)
+        self._logged.discard(name)
         task = self._tries.pop(name, None)
         if task is not None:
             task.cancel()
@@ -108,18 +108,18 @@ class Reachability:
             if reason is None:
                 self.saw(name, reachable=True)
                 break
-            if self.of(name).reachable:  # a stream has got through meanwhile
+            if self.of(name).reachable:  # a stream has connected meanwhile
                 break
             self.saw(name, reachable=False)
-            if name not in self._said:
-                self._said.add(name)
+            if name not in self._logged:
+                self._logged.add(name)
                 where = origin.socket_path or f"{origin.scheme}://{origin.authority}"
                 logger.warning("upstream %s (%s) cannot be reached: %s", name, where, reason)
             await asyncio.sleep(TRIED_AGAIN_S)
         del self._tries[name]
 
     async def _reason_not_to_reach(self, origin: Origin) -> str | None:
-        """Connect to one address after another. None when one of them answers, otherwise why the first does not."""
+        """Try one address after another. None when one accepts, otherwise why the first failed."""
         addresses = self._resolver.addresses(origin)
         if addresses is None:
             is_done = asyncio.Event()
@@ -141,8 +141,8 @@ class Reachability:
         try:
             with socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC) as connection:
                 await asyncio.wait_for(self._loop.sock_connect(connection, readable), CONNECT_TIMEOUT_S)
-        except (asyncio.TimeoutError, TimeoutError):  # one and the same since Python 3.11
-            return f"no answer within {CONNECT_TIMEOUT_S:g} s"
+        except (asyncio.TimeoutError, TimeoutError):  # the same class since Python 3.11
+            return f"no response within {CONNECT_TIMEOUT_S:g} s"
         except OSError as error:
             return os.strerror(error.errno) if error.errno else str(error)
         return None

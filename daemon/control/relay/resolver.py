@@ -1,11 +1,11 @@
-"""Addresses of upstreams: looked up off the main thread, and kept for half a minute.
+"""Upstream addresses: resolved off the main thread, and cached for half a minute.
 
-Names are looked up by the loop's own threads (libuv's), so a slow name server delays the streams that wait for this
-name and nothing else. Main thread.
+Names are resolved on the loop's thread pool (libuv's), so a slow name server delays only the streams that wait for this
+name. Main thread.
 
-An answer is fresh for TTL_S. After that it still serves while the next use has a lookup made behind it; only when
-nobody has asked for so long that the address may be someone else's by now, callers wait for a lookup first. As long as
-lookups fail, the old addresses serve: a name server that is down must not take down what works.
+An entry is fresh for TTL_S. After that it is still used, while the next use starts a lookup in the background; only
+after a period without use, when the address may belong to another host by now, callers wait for a lookup. While
+lookups fail, the old addresses are used: a name server that is down must not take down what works.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ STALE_S_MAX = 300.0
 FAILURE_TTL_S = 1.0
 LOOKUP = "lookup of an upstream's name"
 LOOKUP_TIMEOUT_S = 5.0
-ADDRESSES_MAX = 16  # of one name; more are not worth the attempts
+ADDRESSES_MAX = 16  # per name; more are not worth the attempts
 
 logger = logging.getLogger(__name__)
 
 
 class _Entry:
-    """What is known of one origin's name, and who waits to know."""
+    """The cache entry of an origin's name, and the callers that wait for it."""
 
     __slots__ = (
         "addresses",
@@ -59,20 +59,20 @@ class _Entry:
 
 
 class Resolver:
-    """Addresses by origin. An origin that nobody holds any more, as after a reload, is forgotten by itself."""
+    """Addresses by origin. Entries of origins that are no longer referenced, as after a reload, are dropped."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, clock: Callable[[], float] = time.monotonic) -> None:
-        """`clock` counts seconds and never goes back."""
+        """`clock` counts seconds and is monotonic."""
         self._loop = loop
         self._clock = clock
         self._entries: WeakKeyDictionary[Origin, _Entry] = WeakKeyDictionary()
-        # Called when a lookup no longer finds addresses that an earlier one had found.
+        # Called when a lookup no longer returns addresses that an earlier lookup returned.
         self.changed: Callable[[Origin, tuple[bytes, ...]], None] = _ignore
 
     def addresses(self, origin: Origin) -> tuple[bytes, ...] | None:
-        """Where to connect, in the order to try, or None when that is not known and `wanted` finds it out.
+        """Where to connect, in the order to try, or None when that is unknown and `wanted` must be called.
 
-        Empty when it was looked up a moment ago and cannot be found.
+        Empty when a recent lookup failed.
         """
         entry = self._entry(origin)
         now_s = self._clock()
@@ -84,7 +84,7 @@ class Resolver:
         return entry.addresses
 
     def wanted(self, origin: Origin, ready: Callable[[], None]) -> None:
-        """Have the addresses looked up; `ready` is called once, later, when that is done or has failed.
+        """Resolve the addresses; `ready` is called once, later, when the lookup succeeded or failed.
 
         A lookup of this origin that is under way is shared.
         """
@@ -98,7 +98,7 @@ class Resolver:
         self._look_up(origin, entry)
 
     def close(self) -> None:
-        """End what is under way. Nobody is called back any more."""
+        """Cancel lookups. No callback is called after this."""
         for entry in self._entries.values():
             entry.waiting.clear()
             if entry.deadline is not None:
@@ -116,34 +116,34 @@ class Resolver:
         return entry
 
     def _look_up(self, origin: Origin, entry: _Entry) -> None:
-        # One that has timed out still occupies a thread of the loop and may yet answer: another would occupy one more.
+        # A lookup that timed out still occupies a thread of the loop and may complete; another would occupy one more.
         if entry.lookup is None:
             entry.lookup = essential_task(self._loop, LOOKUP, self._find(origin, entry))
 
     async def _find(self, origin: Origin, entry: _Entry) -> None:
-        found: tuple[bytes, ...] = ()
+        addresses: tuple[bytes, ...] = ()
         reason = "it has no address"
         try:
             host = origin.host if origin.host.isascii() else origin.host.encode("idna").decode()
             infos = await self._loop.getaddrinfo(host, origin.port, type=socket.SOCK_STREAM, proto=socket.IPPROTO_TCP)
-            found = _packed(infos)
+            addresses = _packed(infos)
         except socket.gaierror as error:
             reason = error.strerror or str(error)
-        except (OSError, ValueError) as error:  # a name that is none, as a name server would see it
+        except (OSError, ValueError) as error:  # an invalid name for a name server
             reason = str(error)
         entry.lookup = None
-        if found:
-            self._found(origin, entry, found)
+        if addresses:
+            self._store(origin, entry, addresses)
         else:
             self._failed(origin, entry, reason)
 
-    def _found(self, origin: Origin, entry: _Entry, found: tuple[bytes, ...]) -> None:
+    def _store(self, origin: Origin, entry: _Entry, addresses: tuple[bytes, ...]) -> None:
         if entry.failure_said:
             logger.info("the name of upstream %s can be resolved again", origin.name)
             entry.failure_said = False
-        removed = tuple(address for address in entry.addresses if address not in found)
+        removed = tuple(address for address in entry.addresses if address not in addresses)
         now_s = self._clock()
-        entry.addresses = found
+        entry.addresses = addresses
         entry.fresh_until_s, entry.stale_at_s = now_s + TTL_S, now_s + STALE_S_MAX
         if removed:
             self.changed(origin, removed)
@@ -151,7 +151,7 @@ class Resolver:
 
     def _failed(self, origin: Origin, entry: _Entry, reason: str) -> None:
         if not entry.failure_said:
-            kept = "; the addresses it had still serve" if entry.addresses else ""
+            kept = "; its previous addresses remain in use" if entry.addresses else ""
             logger.warning("the name of upstream %s cannot be resolved: %s%s", origin.name, reason, kept)
             entry.failure_said = True
         now_s = self._clock()
@@ -160,7 +160,7 @@ class Resolver:
 
     def _timed_out(self, origin: Origin, entry: _Entry) -> None:
         entry.deadline = None
-        self._failed(origin, entry, f"no answer within {LOOKUP_TIMEOUT_S:g} s")
+        self._failed(origin, entry, f"no response within {LOOKUP_TIMEOUT_S:g} s")
 
     def _call_back(self, entry: _Entry) -> None:
         if entry.deadline is not None:
@@ -172,16 +172,16 @@ class Resolver:
 
 
 def _ignore(_origin: Origin, _removed: tuple[bytes, ...]) -> None:
-    """What `changed` does until someone wants to know."""
+    """The default of `changed`."""
 
 
 def _packed(infos: Sequence[tuple[Any, Any, Any, Any, Any]]) -> tuple[bytes, ...]:
-    """What getaddrinfo found, in its order (RFC 6724), each once."""
-    found: dict[bytes, None] = {}
+    """The results of getaddrinfo in its order (RFC 6724), without duplicates."""
+    addresses: dict[bytes, None] = {}
     for family, _, _, _, address in infos:
         if family == socket.AF_INET:
-            found[packed_ipv4(socket.inet_pton(family, address[0]), address[1])] = None
+            addresses[packed_ipv4(socket.inet_pton(family, address[0]), address[1])] = None
         elif family == socket.AF_INET6:
-            host = address[0].partition("%")[0]  # the scope follows as a number
-            found[packed_ipv6(socket.inet_pton(family, host), address[1], address[2], address[3])] = None
-    return tuple(found)[:ADDRESSES_MAX]
+            host = address[0].partition("%")[0]  # the scope is in a field of its own
+            addresses[packed_ipv6(socket.inet_pton(family, host), address[1], address[2], address[3])] = None
+    return tuple(addresses)[:ADDRESSES_MAX]

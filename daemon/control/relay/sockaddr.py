@@ -1,4 +1,4 @@
-"""Addresses packed as connect(2) takes them, and what needs no lookup to be one. Pure."""
+"""Addresses in the form that connect(2) takes, and those that need no lookup. Pure."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ logger = logging.getLogger(__name__)
 
 
 def literal_addresses(origin: Origin) -> tuple[bytes, ...] | None:
-    """The address of a Unix socket or of a literal IP address, which needs no lookup; None for a name.
+    """The address of a Unix socket or a literal IP address, which need no lookup; None for a name.
 
-    Empty where it cannot be one: whoever wants to connect is told what others are told of a name that is not found.
+    Empty for an invalid address: the caller handles it like a name that cannot be resolved.
     """
     if origin.socket_path:
         try:
@@ -40,13 +40,13 @@ def literal_addresses(origin: Origin) -> tuple[bytes, ...] | None:
     try:
         index = int(scope) if scope.isdecimal() else socket.if_nametoindex(scope)
     except OSError:
-        logger.warning("upstream %s names a network interface that is not there", origin.name)
+        logger.warning("upstream %s names a network interface that does not exist", origin.name)
         return ()
     return (packed_ipv6(address.packed, origin.port, scope=index),)
 
 
 def packed_unix(path: str) -> bytes:
-    """A struct sockaddr_un: `@` begins an abstract name, as systemd and ss write it.
+    """A struct sockaddr_un; `@` begins an abstract name, as in systemd and ss.
 
     Raises:
         ValueError: the path is longer than the kernel's structure.
@@ -69,7 +69,7 @@ def packed_ipv6(address: bytes, port: int, flow: int = 0, scope: int = 0) -> byt
 
 
 def unpacked(address: bytes) -> tuple[socket.AddressFamily, Any]:
-    """Family and address of a packed sockaddr, as Python's sockets take them."""
+    """Family and address of a packed sockaddr, in the form of Python's sockets."""
     (family,) = struct.unpack_from("=H", address)
     if family == socket.AF_UNIX:
         path = address[2:]

@@ -1,4 +1,4 @@
-"""Streams of this process's own sockets: requests of the HTTP front, let in first and opened on a socket afterwards."""
+"""Streams on sockets of this process: requests of the HTTP front, admitted first and opened on a socket later."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ if TYPE_CHECKING:
     from backends.interface import Backend, Format, Paced, Request
     from daemon.control.stream.relayed import Relayed
 
-HEAD_BYTES_MAX = 2048  # of a response head that the HTTP front makes
+HEAD_BYTES_MAX = 2048  # of a response head made by the HTTP front
 
 
 class Entry:
-    """A stream that has been let in, and counts as open. Made by `Admission.admit`.
+    """An admitted stream, which counts as open. Made by `Admission.admit`.
 
-    It is given to an Adoption once, or to `Admission.abandon`.
+    Pass it to an Adoption, or to `Admission.abandon`, exactly once.
     """
 
     __slots__ = (
@@ -34,11 +34,11 @@ class Entry:
     )
 
     def __init__(self, name: str, backend: Backend, request: Request) -> None:
-        """`opened` or `relayed` says who makes it; a worker does where both are None."""
+        """`opened` or `relayed` says who produces it; a worker does when both are None."""
         self.name = name
         self.backend = backend
         self.request = request
-        self.opened: tuple[int, Paced] | None = None  # a script's number, and what is made of it
+        self.opened: tuple[int, Paced] | None = None  # a script's number, and its parameters
         self.relayed: Relayed | None = None
         self.style: Format = backend.format
         self.content_type = "text/event-stream"
@@ -47,7 +47,7 @@ class Entry:
 
 
 class Adoption:
-    """One socket's stream: how its response and its upload are framed."""
+    """A stream on one socket: how its response and its upload are framed."""
 
     __slots__ = ("body_bytes", "ended", "entry", "flags", "head", "lines", "prefix")
 
@@ -60,11 +60,11 @@ class Adoption:
         lines: bytes = b"",
         ended: Callable[[int], None] | None = None,
     ) -> None:
-        """`head` is the whole response head, `lines` are header lines for a response that takes its place.
+        """`head` is the full response head; `lines` are header lines for an error response that replaces it.
 
-        `ended` is called with the reason, once, when the stream is over.
+        `ended` is called once, with the reason, when the stream has ended.
         """
-        assert len(head) <= HEAD_BYTES_MAX, "the front keeps its heads short"
+        assert len(head) <= HEAD_BYTES_MAX, "the response head exceeds HEAD_BYTES_MAX"
         self.entry = entry
         self.head = head
         self.lines = lines
@@ -74,8 +74,8 @@ class Adoption:
         self.prefix = b""
 
     def expect_body(self, body_bytes: int | None, prefix: bytes, *, expects_100: bool) -> None:
-        """An upload follows on the socket: so many bytes, or (None) in chunks; `prefix` of it was already read."""
-        assert self.entry.has_body, "the upload was let in"
+        """An upload follows on the socket, of `body_bytes` bytes or chunked (None); `prefix` of it was already read."""
+        assert self.entry.has_body, "the upload was not admitted"
         self.flags |= m.BODY_CHUNKED if body_bytes is None else m.BODY_LENGTH
         self.body_bytes = body_bytes or 0
         self.prefix = prefix

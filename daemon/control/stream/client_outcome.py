@@ -1,7 +1,7 @@
-"""What the client of an answer in one piece was told, for the account of the stream it was made of. Main thread.
+"""What the client of a non-streaming response received, for the accounting of the underlying stream. Main thread.
 
-Such a stream has a response of its own, which only this process reads: its client may get 502 where the plane said 200,
-because what had begun well was cut. So the account waits until the answer has been put together, or has failed.
+Only this process reads such a stream: its client may get 502 where the plane recorded 200, because the stream was cut
+after it had begun. So accounting waits until the response has been assembled, or has failed.
 """
 
 from __future__ import annotations
@@ -13,27 +13,27 @@ if TYPE_CHECKING:
 
 
 class Told:
-    """One client's answer. It must be told once, however it ends."""
+    """One client's outcome. `tell` must be called once, however the response ends."""
 
     __slots__ = ("_then", "error", "is_known", "status")
 
     def __init__(self) -> None:
         """Not known yet."""
-        self.status = 0  # of HTTP; 0: the client left, or the daemon ended, before there was one
-        self.error = ""  # as `code: message`; empty where nothing went wrong
+        self.status = 0  # HTTP status; 0: the client disconnected, or the daemon ended, before a response
+        self.error = ""  # `code: message`; empty if nothing went wrong
         self.is_known = False
         self._then: Callable[[Told], None] | None = None
 
     def tell(self, status: int, error: str = "") -> None:
-        """This is what the client gets."""
-        assert not self.is_known, "a client is told one thing"
+        """Set the outcome."""
+        assert not self.is_known, "the outcome is set twice"
         self.status, self.error, self.is_known = status, error, True
         if self._then is not None:
             self._then(self)
 
     def when_known(self, then: Callable[[Told], None]) -> None:
-        """Call this once it is known, which may be now."""
-        assert self._then is None, "one account waits"
+        """Call `then` once the outcome is known, which may be now."""
+        assert self._then is None, "a callback is already registered"
         self._then = then
         if self.is_known:
             then(self)

@@ -1,1 +1,1 @@
-"""What the daemon counts, and the pages and tables that show it. Main thread."""
+"""The daemon's counters, and the pages and tables that show them. Main thread."""

@@ -1,4 +1,4 @@
-"""What the HTTP front counts of its requests, and how Prometheus gets it. Main thread; it imports none of the front."""
+"""Request counters of the HTTP front, exported to Prometheus. Main thread; imports nothing of the front."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ _METHODS = frozenset({"GET", "HEAD", "POST", "OPTIONS", "PUT", "PATCH", "DELETE"
 
 
 class HttpAccounts(Collector):
-    """Requests by route, method and status. Routes make the series, not whatever clients ask for."""
+    """Requests by route, method and status. Labels are routes, not request paths, which bounds the series."""
 
     def __init__(self) -> None:
-        """Before the front is there."""
+        """Counters that can be made before the front exists."""
         self._requests: Counter[tuple[str, str, int]] = Counter()
-        self.connection_count: Callable[[], int] = int  # 0, until the server says
+        self.connection_count: Callable[[], int] = int  # 0 until the server sets it
 
-    def answered(self, scope: Mapping[str, Any] | None, status: int) -> None:
-        """A response begins; without a scope the request could not be parsed."""
+    def on_response(self, scope: Mapping[str, Any] | None, status: int) -> None:
+        """A response begins; `scope` is None when the request could not be parsed."""
         route, method = "other", "other"
         if scope is not None:
             route = getattr(scope.get("route"), "path", route)
@@ -34,15 +34,15 @@ class HttpAccounts(Collector):
         self._requests[route, method, status] += 1
 
     def collect(self) -> Iterator[Metric]:
-        """At a scrape."""
+        """Called at a scrape."""
         requests = CounterMetricFamily(
             PREFIX + "requests",
-            "Requests over HTTP by route, method and status; those whose socket was taken among them.",
+            "Requests over HTTP by route, method and status; including those whose socket the data plane took.",
             labels=("route", "method", "status"),
         )
         for (route, method, status), count in self._requests.items():
             requests.add_metric((route, method, str(status)), count)
         yield requests
         yield GaugeMetricFamily(
-            PREFIX + "connections", "Connections of the HTTP front, streams not counted.", self.connection_count()
+            PREFIX + "connections", "Connections of the HTTP front, excluding streams.", self.connection_count()
         )

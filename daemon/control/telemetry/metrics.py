@@ -1,6 +1,6 @@
-"""Prometheus metrics, read at a scrape from the planes' own counters: between scrapes they cost nothing.
+"""Prometheus metrics, read from the planes' counters at each scrape: no cost between scrapes.
 
-prometheus-client formats them; it is imported only when metrics are on.
+prometheus-client formats them; it is imported only when metrics are enabled.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
-from daemon.control.telemetry.server import Answer
+from daemon.control.telemetry.server import PageResponse
 from daemon.plane import counters
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from daemon.plane.table import Plane
 
 PREFIX = "streaming_daemon_"
-# Bucket k of the plane ends at 2**k us. What is shown: from 16 us to 2**32 us, which is 72 minutes.
+# Bucket k of the plane ends at 2**k us. Exported: 16 us to 2**32 us (72 minutes).
 BUCKET_FIRST, BUCKET_LAST = 4, 32
 
 HISTOGRAM_HELP = {
@@ -40,24 +40,24 @@ PLANE_COUNTERS = (
     (counters.MESSAGES_SENT, "messages", "Messages sent to clients."),
     (counters.KEEP_ALIVES, "keep_alives", "Keep-alive comments sent while a source was silent."),
     (counters.ACCEPTED, "accepted", "Connections accepted from the handoff socket."),
-    (counters.ACCEPT_PAUSES, "accept_pauses", "Times accepting stopped for want of descriptors or slots."),
+    (counters.ACCEPT_PAUSES, "accept_pauses", "Times accepting stopped because descriptors or slots ran out."),
     (
         counters.STALE_COMPLETIONS,
         "stale_completions",
-        "Completions that came too late and were dropped.",
+        "Completions that arrived too late and were dropped.",
     ),
-    (counters.SENDS_BLOCKED, "sends_blocked", "Sends that a client's full socket did not take at once."),
+    (counters.SENDS_BLOCKED, "sends_blocked", "Sends that waited because a client's socket buffer was full."),
     (counters.TURNS, "turns", "Turns of the data plane's loop."),
     (counters.BODY_BYTES, "body_bytes", "Bytes of uploads received."),
-    (counters.CONNECTIONS_OPENED, "upstream_connections_opened", "Connections made to upstreams by the data plane."),
-    (counters.CONNECTIONS_REUSED, "upstream_connections_reused", "Requests sent on a connection that had been kept."),
+    (counters.CONNECTIONS_OPENED, "upstream_connections_opened", "Upstream connections opened by the data plane."),
+    (counters.CONNECTIONS_REUSED, "upstream_connections_reused", "Upstream requests sent on a reused connection."),
     (counters.UPSTREAM_BYTES, "upstream_bytes", "Bytes received from upstreams."),
-    (counters.TOKENS, "tokens", "Events of upstreams that said something."),
+    (counters.TOKENS, "tokens", "Upstream events with content."),
 )
 
 
 class DaemonCollector(Collector):
-    """Everything the daemon counts, as Prometheus wants it."""
+    """Exports all of the daemon's counters."""
 
     def __init__(
         self,
@@ -75,7 +75,7 @@ class DaemonCollector(Collector):
         self._queue_length = queue_length
 
     def collect(self) -> Iterator[Metric]:
-        """One consistent enough picture: each number is true, and no two are of exactly the same instant."""
+        """A scrape; values are read one after another, so they are not from the same instant."""
         yield from self._gauges()
         yield from self._control_counters()
         values = self._plane.counters.tolist()
@@ -86,36 +86,36 @@ class DaemonCollector(Collector):
     def _gauges(self) -> Iterator[Metric]:
         accounts = self._accounts
         for name, text, value in (
-            ("connections_active", "Streams that are open.", accounts.active),
-            ("connections_peak", "Most streams that were open at once.", accounts.active_peak),
-            ("connections_max", "Streams that may be open at once.", self._streams_max),
-            ("queue_length", "Streams that wait for a worker.", self._queue_length()),
+            ("connections_active", "Open streams.", accounts.active),
+            ("connections_peak", "Highest number of open streams since the start.", accounts.active_peak),
+            ("connections_max", "Limit on open streams.", self._streams_max),
+            ("queue_length", "Streams waiting for a worker.", self._queue_length()),
             ("slots_used", "Slots in use: streams, and handoffs being received or refused.",
              int(self._plane.counters[counters.SLOTS_USED])),
-            ("upstream_connections_idle", "Connections to upstreams that are kept for the next stream.",
+            ("upstream_connections_idle", "Idle upstream connections kept for reuse.",
              int(self._plane.counters[counters.CONNECTIONS_IDLE])),
         ):  # fmt: skip
             yield GaugeMetricFamily(PREFIX + name, text, value=value)
-        info = GaugeMetricFamily(PREFIX + "info", "What runs here.", labels=list(self._information))
+        info = GaugeMetricFamily(PREFIX + "info", "Version of this daemon.", labels=list(self._information))
         info.add_metric(list(self._information.values()), 1)
         yield info
 
     def _control_counters(self) -> Iterator[Metric]:
         accounts = self._accounts
         requests = {"started": accounts.started, "completed": accounts.completed, "failed": accounts.failed}
-        yield _labelled("requests", "Streams by what became of them.", "status", requests)
-        yield _labelled("streams_ended", "Slots freed, by the reason the stream ended for.", "reason", accounts.ended)
-        yield _labelled("handoffs_rejected", "Handoffs answered with a refusal.", "reason", accounts.rejected)
+        yield _labelled("requests", "Streams by outcome.", "status", requests)
+        yield _labelled("streams_ended", "Freed slots by the reason the stream ended.", "reason", accounts.ended)
+        yield _labelled("handoffs_rejected", "Refused handoffs by reason.", "reason", accounts.rejected)
         yield _labelled(
             "contained_exceptions",
-            "Exceptions in the code of one connection or request, which ended nothing else.",
+            "Exceptions in the code of one connection or request, contained there.",
             "kind",
             accounts.contained,
         )
         reloads = {"ok": accounts.reloads, "failed": accounts.reloads_failed}
         yield _labelled("config_reloads", "Reloads of the configuration.", "result", reloads)
         backends = CounterMetricFamily(
-            PREFIX + "backend_requests", "Streams by backend and what became of them.", labels=["backend", "status"]
+            PREFIX + "backend_requests", "Streams by backend and outcome.", labels=["backend", "status"]
         )
         for name, counts in accounts.backends.items():
             backends.add_metric([name, "started"], counts.started)
@@ -140,7 +140,7 @@ def _labelled(name: str, text: str, label: str, values: Mapping[str, int]) -> Co
 
 
 def cumulative_buckets(counts: list[int]) -> list[tuple[str, float]]:
-    """The plane's buckets (k: below 2**k us) as Prometheus has them: upper bounds in seconds, counts added up."""
+    """Convert the plane's buckets (k: below 2**k us) to Prometheus': upper bounds in seconds, cumulative counts."""
     buckets: list[tuple[str, float]] = []
     total = sum(counts[:BUCKET_FIRST])
     for bucket in range(BUCKET_FIRST, BUCKET_LAST + 1):
@@ -151,12 +151,12 @@ def cumulative_buckets(counts: list[int]) -> list[tuple[str, float]]:
 
 
 class MetricsPage:
-    """The page /metrics: the daemon's metrics and those of the process and the interpreter."""
+    """The page /metrics: metrics of the daemon, the process and the interpreter."""
 
     def __init__(self, collector: DaemonCollector, *others: Collector) -> None:
-        """A registry of our own: the library's global one belongs to whoever else imports it, such as a backend.
+        """Use a registry of our own: the library's global one may be shared with a backend.
 
-        `others` are collectors of parts that do not always run.
+        `others` are collectors of optional parts.
         """
         self._registry = CollectorRegistry(auto_describe=False)
         for each in (collector, *others):
@@ -165,10 +165,10 @@ class MetricsPage:
         PlatformCollector(registry=self._registry)
         GCCollector(registry=self._registry)
 
-    def __call__(self, accept: str) -> Answer:
-        """Text or OpenMetrics, as the scraper's Accept header asks."""
+    def __call__(self, accept: str) -> PageResponse:
+        """Text or OpenMetrics, by the scraper's Accept header."""
         try:
             encode, content_type = choose_encoder(accept)
-        except (TypeError, ValueError):  # what the library raises for a version that is no number
+        except (TypeError, ValueError):  # raised by the library for an invalid version
             encode, content_type = choose_encoder("")
-        return Answer(HTTPStatus.OK, encode(self._registry), content_type)
+        return PageResponse(HTTPStatus.OK, encode(self._registry), content_type)

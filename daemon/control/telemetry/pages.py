@@ -1,4 +1,4 @@
-"""/health, /ready and /metrics: what the daemon says of itself over HTTP."""
+"""/health, /ready and /metrics: the daemon's state over HTTP."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from config import VERSION
 from config.library import PLANE, level_of
-from daemon.control.telemetry.server import Answer, json_answer
+from daemon.control.telemetry.server import PageResponse, json_response
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -21,48 +21,48 @@ if TYPE_CHECKING:
 
 
 class UpstreamStatus(NamedTuple):
-    """How a server that streams are relayed from is doing."""
+    """The state of an upstream server."""
 
     name: str
     reachable: bool | None  # None: not known yet
-    breaker: str  # closed, half_open or open; one that may be tried again is half_open
-    is_default: bool  # streams of the default backend come from it
+    breaker: str  # closed, half_open or open; half_open also when a retry is due
+    is_default: bool  # the default backend uses it
 
     @property
     def is_usable(self) -> bool:
-        """Whether a stream that begins now may be asked of it. What is not known to be bad is good."""
+        """Whether a new stream may use it. Unknown counts as usable."""
         return self.reachable is not False and self.breaker != "open"
 
 
 class Condition:
-    """What the pages show beside the counts."""
+    """State that the pages show beside the counters."""
 
     def __init__(self, planes: Planes, backend_names: list[str], streams_max: int) -> None:
-        """The planes are running; the service says when it is ready for streams, and when no more."""
+        """The planes are running; the service sets when streams are accepted, and when no longer."""
         self.planes = planes
         self.backend_names = backend_names
         self.streams_max = streams_max
         self.is_started = False
         self.is_draining = False
-        self.upstreams: Callable[[], Iterable[UpstreamStatus]] = tuple  # none, until relaying says which
+        self.upstreams: Callable[[], Iterable[UpstreamStatus]] = tuple  # empty until relaying sets it
 
     def reason_not_ready(self, upstreams: Iterable[UpstreamStatus]) -> str:
-        """Why a new handoff would not become a stream, as far as can be told. Empty when it would."""
+        """Why a new handoff would be refused, as far as is known. Empty when it would be accepted."""
         if not self.is_started:
             return "starting"
         if self.is_draining:
             return "draining"
-        # One that is left is enough, and upstreams that only a handoff can name are that handoff's concern.
+        # One usable upstream is enough; upstreams that only a handoff can name do not count.
         of_default = [upstream for upstream in upstreams if upstream.is_default]
         if of_default and not any(upstream.is_usable for upstream in of_default):
-            return "no upstream of the default backend can be asked"
+            return "no upstream of the default backend is available"
         return ""
 
 
 def health_page(accounts: Accounts) -> Page:
-    """Healthy as long as this function is called: the control plane turns. A dead data plane ends the process."""
+    """Healthy as long as this function runs: the control plane makes progress. A dead data plane ends the process."""
 
-    def health(_accept: str) -> Answer:
+    def health(_accept: str) -> PageResponse:
         uptime_s = (time.monotonic_ns() - accounts.start_ns) // 1_000_000_000
         fields = {
             "status": "healthy",
@@ -70,16 +70,16 @@ def health_page(accounts: Accounts) -> Page:
             "version": VERSION,
             "uptime_seconds": uptime_s,
         }
-        return json_answer(HTTPStatus.OK, fields)
+        return json_response(HTTPStatus.OK, fields)
 
     return health
 
 
 def ready_page(accounts: Accounts, condition: Condition) -> Page:
-    """200 when new streams are taken, otherwise 503; both say why."""
+    """200 when new streams are accepted, otherwise 503; both give the reason."""
     planes = condition.planes
 
-    def ready(_accept: str) -> Answer:
+    def ready(_accept: str) -> PageResponse:
         backends: dict[str, dict[str, int]] = {}
         for name in condition.backend_names:
             counts = accounts.backends[name]
@@ -92,7 +92,7 @@ def ready_page(accounts: Accounts, condition: Condition) -> Page:
         upstreams = list(condition.upstreams())
         reason = condition.reason_not_ready(upstreams)
         fields: dict[str, object] = {
-            # What clients of model servers look for. The one worker is the data plane, which serves every stream.
+            # Clients of model servers look for these. The only worker is the data plane, which serves all streams.
             "model_ready": not reason,
             "queue_size": planes.queue_length(),
             "max_queue_size": planes.queue_length_max(),
@@ -112,7 +112,7 @@ def ready_page(accounts: Accounts, condition: Condition) -> Page:
             "backends": backends,
             "upstreams": {each.name: {"reachable": each.reachable, "breaker": each.breaker} for each in upstreams},
         }
-        return json_answer(HTTPStatus.SERVICE_UNAVAILABLE if reason else HTTPStatus.OK, fields)
+        return json_response(HTTPStatus.SERVICE_UNAVAILABLE if reason else HTTPStatus.OK, fields)
 
     return ready
 
@@ -120,9 +120,9 @@ def ready_page(accounts: Accounts, condition: Condition) -> Page:
 def metrics_page(
     accounts: Accounts, condition: Condition, *, thread_pool: bool, collectors: Sequence[Collector] = ()
 ) -> Page:
-    """Prometheus' metrics. The library is imported only here: what is off costs no memory.
+    """Prometheus metrics. The library is imported only here, so disabled metrics cost no memory.
 
-    `collectors` are those of parts that do not always run, such as relaying.
+    `collectors` are those of optional parts, such as relaying.
     """
     from daemon.control.telemetry.metrics import DaemonCollector, MetricsPage  # noqa: PLC0415
 

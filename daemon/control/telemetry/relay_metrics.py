@@ -1,8 +1,8 @@
-"""Prometheus metrics of relayed streams, read at a scrape from what the backend and the data plane have counted.
+"""Prometheus metrics of relayed streams, read at a scrape from counters of the backend and the data plane.
 
-OpenTelemetry's conventions for generative AI give names, labels and buckets where they have any, written as Prometheus
-writes them; the rest is `streaming_daemon_upstream_*`. Every family is there from the first scrape on, and every
-upstream that is configured has its counters at 0. Imported only when metrics are on.
+Names, labels and buckets follow OpenTelemetry's conventions for generative AI where they exist, in Prometheus'
+spelling; the rest is `streaming_daemon_upstream_*`. Every family is exported from the first scrape on, and every
+configured upstream has its counters at 0. Imported only when metrics are enabled.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ if TYPE_CHECKING:
 UPSTREAM = PREFIX + "upstream_"
 INTER_TOKEN_BUCKETS_S = TOKEN_BOUNDS_S
 BREAKER_STATES = ("closed", "half_open", "open")
-# The conventions' name for whoever speaks OpenAI's protocol, whichever model is behind it.
+# The conventions' name for any server that speaks OpenAI's protocol, whatever the model.
 PROVIDER = "openai"
 OPERATION = "chat"
 _COMMON = ("gen_ai_operation_name", "gen_ai_provider_name", "upstream", "gen_ai_request_model", "gen_ai_response_model")
 
 
 class UpstreamView(Protocol):
-    """What a scrape asks an upstream that is configured."""
+    """What a scrape reads from a configured upstream."""
 
     @property
     def name(self) -> str:
@@ -50,17 +50,17 @@ class UpstreamView(Protocol):
 
     @property
     def breaker_state(self) -> str:
-        """`closed`, `open` or `half_open`, which is also an open one whose time is over."""
+        """`closed`, `open` or `half_open`; `half_open` also when an open breaker's time is over."""
         ...
 
     @property
     def active_count(self) -> int:
-        """Streams that it is asked for, or that it feeds."""
+        """Streams that have requested or receive data from it."""
         ...
 
 
 class _Family(NamedTuple):
-    """A histogram of the conventions."""
+    """A histogram from the conventions."""
 
     name: str
     text: str
@@ -76,7 +76,7 @@ _FIRST_TOKEN = _Family(
 )
 _PER_TOKEN = _Family(
     "gen_ai_server_time_per_output_token_seconds",
-    "Time per token after the first, one value for each complete stream.",
+    "Time per token after the first, one sample per complete stream.",
     _COMMON,
     TOKEN_BOUNDS_S,
 )
@@ -95,7 +95,7 @@ _USAGE = _Family(
 
 
 class RelayCollector(Collector):
-    """Everything that is counted about relayed streams, as Prometheus wants it."""
+    """Exports all metrics of relayed streams."""
 
     def __init__(
         self,
@@ -104,10 +104,10 @@ class RelayCollector(Collector):
         inter_token: Callable[[], Iterable[tuple[str, str, Sequence[int], float]]],
         rows_dropped: Callable[[], int] = int,
     ) -> None:
-        """`rows_dropped` is the ledger's count.
+        """`rows_dropped` returns the ledger's count.
 
-        `inter_token` gives upstream, model, counts by bucket (one more than there are bounds, not added up) and the sum
-        in seconds.
+        `inter_token` yields upstream, model, counts by bucket (one more than there are bounds, not cumulative) and the
+        sum in seconds.
         """
         self._accounts = accounts
         self._upstreams = upstreams
@@ -115,37 +115,35 @@ class RelayCollector(Collector):
         self._rows_dropped = rows_dropped
 
     def collect(self) -> Iterator[Metric]:
-        """One picture; the control plane's own numbers in it are of one instant."""
+        """A scrape; the control plane's own values in it are from one instant."""
         views = list(self._upstreams())
         for view in views:
-            self._accounts.of(view.name)  # known from now on, so that its counters are there at 0
+            self._accounts.of(view.name)  # registers the upstream, so that its counters are exported at 0
         yield from self._conventions()
         yield from self._gauges(views)
         yield from self._counters()
         yield from self._histograms()
-        yield CounterMetricFamily(
-            PREFIX + "ledger_rows_dropped", "Rows that are in no ledger.", value=self._rows_dropped()
-        )
+        yield CounterMetricFamily(PREFIX + "ledger_rows_dropped", "Ledger rows dropped.", value=self._rows_dropped())
 
     def _conventions(self) -> Iterator[Metric]:
         families = {family: _histogram(family) for family in (_FIRST_TOKEN, _PER_TOKEN, _DURATION, _USAGE)}
         for upstream, accounts in self._accounts.upstreams.items():
-            for models, found in accounts.models.items():
+            for models, counts in accounts.models.items():
                 labels = [OPERATION, PROVIDER, upstream, *models]
-                _add(families[_FIRST_TOKEN], labels, found.first_token)
-                _add(families[_PER_TOKEN], labels, found.per_token)
-                for error, duration in found.durations.items():
+                _add(families[_FIRST_TOKEN], labels, counts.first_token)
+                _add(families[_PER_TOKEN], labels, counts.per_token)
+                for error, duration in counts.durations.items():
                     _add(families[_DURATION], [*labels, error], duration)
-                for (direction, is_estimated), usage in found.usage.items():
+                for (direction, is_estimated), usage in counts.usage.items():
                     _add(families[_USAGE], [*labels, direction, str(is_estimated).lower()], usage)
         yield from families.values()
 
     def _gauges(self, views: list[UpstreamView]) -> Iterator[Metric]:
         active = GaugeMetricFamily(
-            UPSTREAM + "streams_active", "Streams that an upstream is asked for, or that it feeds.", labels=["upstream"]
+            UPSTREAM + "streams_active", "Streams that wait for or receive data from an upstream.", labels=["upstream"]
         )
         breaker = GaugeMetricFamily(
-            UPSTREAM + "breaker_state", "1 for the state a breaker is in.", labels=["upstream", "state"]
+            UPSTREAM + "breaker_state", "1 for the current state of a circuit breaker.", labels=["upstream", "state"]
         )
         for view in views:
             active.add_metric([view.name], view.active_count)
@@ -163,14 +161,14 @@ class RelayCollector(Collector):
                 family.add_metric([upstream], value_of(accounts))
             yield family
         failures = CounterMetricFamily(
-            UPSTREAM + "attempt_failures", "Attempts that failed, by what was wrong.", labels=["upstream", "kind"]
+            UPSTREAM + "attempt_failures", "Failed attempts by kind of failure.", labels=["upstream", "kind"]
         )
         changes = CounterMetricFamily(
-            UPSTREAM + "breaker_changes", "Changes of a breaker, by its new state.", labels=["upstream", "state"]
+            UPSTREAM + "breaker_changes", "Transitions of a circuit breaker by new state.", labels=["upstream", "state"]
         )
         ended = CounterMetricFamily(
             UPSTREAM + "streams_ended",
-            "Relayed streams, by the reason they ended for.",
+            "Relayed streams by the reason they ended.",
             labels=["upstream", "gen_ai_request_model", "reason"],
         )
         for upstream, accounts in upstreams.items():
@@ -190,7 +188,7 @@ class RelayCollector(Collector):
     def _histograms(self) -> Iterator[Metric]:
         cancel = HistogramMetricFamily(
             UPSTREAM + "cancel_seconds",
-            "From a client's leaving to its upstream's connection closed.",
+            "From a client's disconnect to the close of its upstream connection.",
             labels=["upstream"],
         )
         for upstream, accounts in self._accounts.upstreams.items():
@@ -198,7 +196,7 @@ class RelayCollector(Collector):
         yield cancel
         between = HistogramMetricFamily(
             UPSTREAM + "inter_token_seconds",
-            "Between two tokens of a stream, every gap of every stream.",
+            "Between two tokens of a stream, for all gaps of all streams.",
             labels=["upstream", "gen_ai_request_model"],
         )
         for upstream, model, counts, sum_s in self._inter_token():
@@ -208,7 +206,7 @@ class RelayCollector(Collector):
 
 
 def inter_token_of(plane: Plane, names: Sequence[tuple[str, str]]) -> Iterator[tuple[str, str, list[int], float]]:
-    """What the data plane has counted, for `RelayCollector`. `names[n]` are upstream and model of its series n."""
+    """The data plane's histograms, for `RelayCollector`. `names[n]` are upstream and model of series n."""
     for (upstream, model), words in zip(names, plane.gaps.tolist(), strict=False):
         yield upstream, model, words[: len(INTER_TOKEN_BUCKETS_S) + 1], words[-1] / 1e9
 
@@ -234,18 +232,18 @@ def _stale_connections(accounts: UpstreamAccounts) -> int:
 
 
 _UPSTREAM_COUNTERS = (
-    ("attempts", "Attempts that are over, failed or not.", _attempts),
-    ("retries", "Attempts that followed a failed one, at the upstream that was asked then.", _retries),
-    ("cancellations", "Streams whose client left.", _cancellations),
-    ("malformed_events", "Events that were no JSON and were skipped.", _malformed_events),
-    ("stale_connections", "Kept connections that were dead when they were needed, and replaced.", _stale_connections),
+    ("attempts", "Finished attempts, failed or not.", _attempts),
+    ("retries", "Retries after a failed attempt, by the upstream of the retry.", _retries),
+    ("cancellations", "Streams whose client disconnected.", _cancellations),
+    ("malformed_events", "Events that were not JSON and were skipped.", _malformed_events),
+    ("stale_connections", "Reused connections found dead and replaced.", _stale_connections),
 )
 
 
 def _ends_by_model(accounts: UpstreamAccounts) -> dict[str, Counter[str]]:
     ends: dict[str, Counter[str]] = {}
-    for models, found in accounts.models.items():
-        ends.setdefault(models.asked, Counter()).update(found.ended)
+    for models, counts in accounts.models.items():
+        ends.setdefault(models.asked, Counter()).update(counts.ended)
     return ends
 
 
@@ -263,7 +261,7 @@ def _add_counts(family: CounterMetricFamily, labels: list[str], counts: Counter[
 
 
 def _cumulative(bounds: Sequence[float], counts: Sequence[int]) -> list[tuple[str, float]]:
-    """Buckets as Prometheus has them: upper bounds as text, counts added up."""
+    """Buckets in Prometheus' form: upper bounds as text, cumulative counts."""
     totals = list(accumulate(counts))
     names = [*(repr(float(bound)) for bound in bounds), "+Inf"]
     return [(name, float(total)) for name, total in zip(names, totals, strict=True)]

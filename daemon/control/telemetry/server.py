@@ -1,6 +1,6 @@
-"""A small HTTP server for pages about the daemon: /metrics, /health and /ready; GET and HEAD, one request a connection.
+"""A small HTTP server for monitoring: /metrics, /health and /ready; GET and HEAD, one request per connection.
 
-httptools parses. Everything a client can use up is bounded: bytes of head, time, connections. Main thread.
+httptools parses. Everything a client can consume is bounded: bytes of the head, time, connections. Main thread.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 HEAD_BYTES_MAX = 8192
 CONNECTIONS_MAX = 32
-# A request must arrive within this time, and then its answer must leave within as much again.
+# A request must arrive within this time; its response must then be sent within the same time again.
 IDLE_TIMEOUT_S = 5.0
 DISCARDED_BYTES_MAX = 1 << 20
 BACKLOG = 64
@@ -32,15 +32,15 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Answer:
-    """What a page says."""
+class PageResponse:
+    """The response of a page."""
 
     status: HTTPStatus
     body: bytes
     content_type: str = "application/json"
 
     def encoded(self, *, with_body: bool) -> bytes:
-        """The whole response."""
+        """The full response."""
         head = (
             f"HTTP/1.1 {self.status.value} {self.status.phrase}\r\n"
             f"Content-Type: {self.content_type}\r\n"
@@ -52,26 +52,26 @@ class Answer:
 
 
 if TYPE_CHECKING:
-    # A page is asked with the request's Accept header.
-    Page = Callable[[str], Answer]
+    # A page is called with the request's Accept header.
+    Page = Callable[[str], PageResponse]
 
 
-def json_answer(status: HTTPStatus, fields: Mapping[str, object]) -> Answer:
-    """An answer whose body is one JSON object."""
-    return Answer(status, json.dumps(fields).encode() + b"\n")
+def json_response(status: HTTPStatus, fields: Mapping[str, object]) -> PageResponse:
+    """A JSON response."""
+    return PageResponse(status, json.dumps(fields).encode() + b"\n")
 
 
-def problem(status: HTTPStatus) -> Answer:
-    """An error as RFC 9457 has it."""
+def problem(status: HTTPStatus) -> PageResponse:
+    """An error in the form of RFC 9457."""
     body = json.dumps({"title": status.phrase, "status": status.value}).encode() + b"\n"
-    return Answer(status, body, "application/problem+json")
+    return PageResponse(status, body, "application/problem+json")
 
 
 class _Connection(asyncio.Protocol):
-    """One client: its request is parsed as it comes, answered once, and what else it sends is thrown away.
+    """One client: its request is parsed as it arrives and answered once; further input is discarded.
 
-    After the answer our side is shut down and the client is given time to close: closing with unread input would send a
-    reset, which can destroy an answer that is still on its way.
+    After the response our side is shut down and the client gets time to close: closing with unread input would send a
+    reset, which can destroy a response in flight.
     """
 
     def __init__(self, pages: Mapping[str, Page], connections: set[_Connection]) -> None:
@@ -85,9 +85,9 @@ class _Connection(asyncio.Protocol):
         self._accept = ""
         self._received_bytes = 0
         self._head_is_complete = False
-        self._is_answered = False
+        self._has_responded = False
 
-    # What the event loop calls.
+    # Called by the event loop.
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)
@@ -99,32 +99,32 @@ class _Connection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         self._received_bytes += len(data)
-        if self._is_answered:
+        if self._has_responded:
             if self._received_bytes > DISCARDED_BYTES_MAX:
                 self.abort()
             return
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade:
-            pass  # the head is complete, and the answer to a wish for another protocol is this one
+            pass  # the head is complete; a requested upgrade is ignored
         except httptools.HttpParserError:
             if not self._head_is_complete:
-                self._answer(problem(HTTPStatus.BAD_REQUEST))
+                self._respond(problem(HTTPStatus.BAD_REQUEST))
                 return
         if self._head_is_complete:
-            self._answer(self._find_answer())
+            self._respond(self._find_response())
         elif self._received_bytes > HEAD_BYTES_MAX:
-            self._answer(problem(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE))
+            self._respond(problem(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE))
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002
         self._connections.discard(self)
         if self._deadline is not None:
             self._deadline.cancel()
 
-    # What the parser calls.
+    # Called by the parser.
 
     def on_url(self, url: bytes) -> None:
-        if not self._head_is_complete:  # the same bytes may hold a second request, which is nobody's
+        if not self._head_is_complete:  # the same bytes may hold a second request, which is ignored
             self._url += url
 
     def on_header(self, name: bytes, value: bytes) -> None:
@@ -136,36 +136,36 @@ class _Connection(asyncio.Protocol):
             self._head_is_complete = True
             self._method = self._parser.get_method()
 
-    # What follows from it.
+    # Responses.
 
     def abort(self) -> None:
-        """End the connection now, whatever is unsent."""
+        """Close the connection now, discarding unsent data."""
         if self._transport is not None:
             self._transport.abort()
 
-    def _find_answer(self) -> Answer:
+    def _find_response(self) -> PageResponse:
         if self._method not in {b"GET", b"HEAD"}:
             return problem(HTTPStatus.METHOD_NOT_ALLOWED)
         try:
             path = urlsplit(self._url.decode("ascii")).path
-        except ValueError:  # not ASCII, or an authority that is none
+        except ValueError:  # not ASCII, or an invalid authority
             return problem(HTTPStatus.BAD_REQUEST)
         page = self._pages.get(path)
         if page is None:
             return problem(HTTPStatus.NOT_FOUND)
         try:
             return page(self._accept)
-        except Exception:  # a page that fails must not end the streams
+        except Exception:  # a failing page must not end the streams
             logger.exception("the page %s failed", path)
             return problem(HTTPStatus.INTERNAL_SERVER_ERROR)
 
-    def _answer(self, answer: Answer) -> None:
+    def _respond(self, response: PageResponse) -> None:
         assert self._transport is not None
-        assert not self._is_answered
-        self._is_answered = True
+        assert not self._has_responded
+        self._has_responded = True
         self._received_bytes = 0
         self._set_deadline()
-        self._transport.write(answer.encoded(with_body=self._method != b"HEAD"))
+        self._transport.write(response.encoded(with_body=self._method != b"HEAD"))
         self._transport.write_eof()
 
     def _set_deadline(self) -> None:
@@ -175,10 +175,10 @@ class _Connection(asyncio.Protocol):
 
 
 class MonitoringServer:
-    """Serves the pages until it is closed."""
+    """Serves the pages until closed."""
 
     def __init__(self, pages: Mapping[str, Page]) -> None:
-        """`pages` maps a path to the function that makes its answer; it must be quick, for it runs in the loop."""
+        """`pages` maps a path to the function that makes its response; it runs in the loop, so it must be fast."""
         self._pages = pages
         self._connections: set[_Connection] = set()
         self._server: asyncio.Server | None = None
@@ -187,7 +187,7 @@ class MonitoringServer:
         """Listen; returns the address and port in use.
 
         Raises:
-            StartError: the address or port cannot be had.
+            StartError: the address or port cannot be used.
         """
         loop = asyncio.get_running_loop()
         try:
@@ -206,7 +206,7 @@ class MonitoringServer:
         return str(name[0]), int(name[1])
 
     def close(self) -> None:
-        """Stop listening and end every connection now: nobody may keep the daemon from exiting."""
+        """Stop listening and close every connection now: no client may delay the daemon's exit."""
         if self._server is not None:
             self._server.close()
         for connection in list(self._connections):

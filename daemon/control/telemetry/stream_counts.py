@@ -1,7 +1,7 @@
-"""The control plane's own counts: how streams began and ended, and what was refused. Plain integers, main thread.
+"""The control plane's counters: started and ended streams, and refusals. Plain integers, main thread.
 
-What is counted per token or per byte is counted by the data plane (daemon/plane/counters.py). Both are read at a scrape
-and for the summary of --benchmark; nothing here knows Prometheus.
+Per-token and per-byte counters are the data plane's (daemon/plane/counters.py). Both are read at a scrape and for the
+summary of --benchmark; nothing here depends on Prometheus.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from daemon.plane.state import (
 if TYPE_CHECKING:
     from daemon.plane.table import Plane
 
-# What never reaches admission, or is turned away there without an answer.
+# Reasons of handoffs that never reach admission, or are closed there without a response.
 _REJECTED_BY_PLANE = {HANDOFF_TIMEOUT, HANDOFF_EMPTY, HANDOFF_NO_DESCRIPTOR, HANDOFF_ERROR, DESCRIPTOR_REFUSED}
 
 
 class BackendCounts:
-    """Streams of one backend."""
+    """Counters of one backend."""
 
     __slots__ = ("completed", "failed", "started")
 
@@ -54,7 +54,7 @@ class _Backends(dict[str, BackendCounts]):
 
 
 class Accounts:
-    """Counts since the start; what streams tell their observer is on admission's hot path."""
+    """Counts since the start. The methods for streams are on admission's hot path."""
 
     __slots__ = (
         "_ended",
@@ -69,7 +69,7 @@ class Accounts:
     )
 
     def __init__(self) -> None:
-        """Everything is 0, and every reason is there, so that a scrape shows it."""
+        """All counters at 0, with every reason present, so that a scrape exports it."""
         self.active = 0
         self.active_peak = 0
         self.backends = _Backends()
@@ -80,17 +80,17 @@ class Accounts:
         self.start_ns = time.monotonic_ns()
         self._ended = [0] * len(REASONS)
 
-    # ---- what streams tell
+    # ---- updates
 
     def stream_started(self, backend: str) -> None:
-        """Admission has let a stream in."""
+        """Admission has accepted a stream."""
         self.backends[backend].started += 1
         self.active += 1
         if self.active > self.active_peak:  # noqa: PLR1730  (max is a call, three times the price)
             self.active_peak = self.active
 
     def stream_ended(self, backend: str | None, reason: int) -> None:
-        """A slot is free again; `backend` is None when its stream never started."""
+        """A slot is free; `backend` is None when its stream never started."""
         self._ended[reason] += 1
         if backend is not None:
             self.active -= 1
@@ -99,14 +99,14 @@ class Accounts:
             else:
                 self.backends[backend].failed += 1
         elif reason in _REJECTED_BY_PLANE:
-            # A refusal has been counted under its own name, and its slot may end for any reason.
+            # A refusal has been counted under its own code, and its slot may end for any reason.
             self.rejected[REASONS[reason]] += 1
 
     def handoff_rejected(self, reason: str) -> None:
-        """A handoff got a refusal in place of a stream."""
+        """A handoff was refused."""
         self.rejected[reason] += 1
 
-    # ---- what is read
+    # ---- readers
 
     @property
     def started(self) -> int:
@@ -115,17 +115,17 @@ class Accounts:
 
     @property
     def completed(self) -> int:
-        """Streams that came to their true end."""
+        """Streams that ended normally."""
         return sum(counts.completed for counts in self.backends.values())
 
     @property
     def failed(self) -> int:
-        """Streams that ended otherwise."""
+        """Streams that ended abnormally."""
         return sum(counts.failed for counts in self.backends.values())
 
     @property
     def ended(self) -> dict[str, int]:
-        """Slots that were freed, by reason."""
+        """Freed slots by reason."""
         return dict(zip(REASONS, self._ended, strict=True))
 
 

@@ -1,4 +1,4 @@
-"""The table of live streams that SIGUSR1 logs, from a snapshot that the data plane took between two turns."""
+"""The table of live streams that SIGUSR1 logs, from a snapshot that the data plane takes between two turns."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from daemon.control.wiring import Planes
 
-# Type checkers know no record arrays: these are records of daemon/plane/table.py's STREAM.
+# Type checkers do not know record arrays: these are records of daemon/plane/table.py's STREAM.
 StreamRecords = Any
 
 ROWS_MAX = 200
@@ -32,7 +32,7 @@ logger = logging.getLogger(__name__)
 
 
 def log_streams(planes: Planes) -> None:
-    """Log all live streams, as soon as the data plane has copied its table."""
+    """Log all live streams, once the data plane has copied its table."""
     planes.copy_table(functools.partial(_log, planes))
 
 
@@ -42,12 +42,12 @@ def _log(planes: Planes) -> None:
 
 
 def lines(snapshot: StreamRecords, now_ns: int, backend_of: Callable[[int], str]) -> Iterator[str]:
-    """A summary by state, then one line a stream, the oldest first, at most ROWS_MAX.
+    """A summary by state, then one line per stream, oldest first, at most ROWS_MAX.
 
     Args:
         snapshot: the plane's copy of its stream records.
         now_ns: CLOCK_MONOTONIC.
-        backend_of: the backend's name of a slot, or "-".
+        backend_of: the name of a slot's backend, or "-".
     """
     states: NDArray[np.int32] = snapshot["state"]
     slots = np.flatnonzero(states != FREE)
@@ -60,7 +60,7 @@ def lines(snapshot: StreamRecords, now_ns: int, backend_of: Callable[[int], str]
     for slot in oldest_first[:ROWS_MAX].tolist():
         yield _row(slot, snapshot[slot], now_ns, backend_of(slot))
     if len(slots) > ROWS_MAX:
-        yield f"... and {len(slots) - ROWS_MAX} younger ones"
+        yield f"... and {len(slots) - ROWS_MAX} younger streams"
 
 
 def _row(slot: int, stream: StreamRecords, now_ns: int, backend: str) -> str:

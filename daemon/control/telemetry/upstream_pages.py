@@ -1,4 +1,4 @@
-"""What /ready and /metrics say of upstreams: the backends that relay, put together with what the planes know."""
+"""Upstreams on /ready and /metrics: the relaying backends' state combined with what the planes know."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ HTTP_BACKEND = "openai"
 
 
 def upstream_statuses(planes: Planes, default_backend: str, *, serves_http: bool = False) -> Iterator[UpstreamStatus]:
-    """One for each upstream of each backend that relays; requests over HTTP are all for the backend `openai`."""
+    """The status of each upstream of each relaying backend; HTTP requests all use the backend `openai`."""
     for name, backend in planes.relaying.items():
         is_default = name == default_backend or (serves_http and name == HTTP_BACKEND)
         for upstream in backend.upstreams():
@@ -28,7 +28,7 @@ def upstream_statuses(planes: Planes, default_backend: str, *, serves_http: bool
 
 
 def relay_collectors(planes: Planes) -> list[Collector]:
-    """Metrics of each backend that relays. The library is imported only where there is one."""
+    """Collectors of the relaying backends. The library is imported only if there is one."""
     collectors: list[Collector] = []
     if planes.relays is None:
         return collectors

@@ -1,7 +1,7 @@
-"""Attempts the data plane does not make by itself: TLS and HTTP/2, by libcurl, on one thread for all of them.
+"""Attempts that the data plane cannot make itself: TLS and HTTP/2, by libcurl, on one thread for all of them.
 
-The thread (daemon/control/transfers/loop.py) pushes what upstreams send, as it is, and the plane makes events of it:
-the plane's parsers are the only ones. It is started, and libcurl loaded, when a transfer is first begun.
+The thread (daemon/control/transfers/loop.py) forwards what upstreams send, unparsed; only the plane has parsers. The
+thread is started, and libcurl loaded, when the first transfer begins.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 
 
 class Transfers:
-    """All TLS and HTTP/2 transfers, on one thread of its own. Methods are the main thread's."""
+    """All TLS and HTTP/2 transfers, on one thread. The methods are for the main thread."""
 
     def __init__(
         self,
@@ -37,8 +37,8 @@ class Transfers:
     ) -> None:
         """`event_fd` reads the plane's channel `channel`; neither descriptor blocks, and neither is closed here.
 
-        `failed(slot, generation, number, failure)` is called on the main thread, for attempts that were begun and have
-        neither been cancelled nor sent START. One that was cancelled a moment ago may still be reported.
+        `failed(slot, generation, number, failure)` is called on the main thread for attempts that were begun and have
+        neither been cancelled nor sent START. An attempt cancelled a moment ago may still be reported.
         """
         self._loop = loop
         self._channel = channel
@@ -50,25 +50,25 @@ class Transfers:
         self._is_stopped = False
 
     def begin(self, slot: int, generation: int, number: int, attempt: Attempt) -> None:
-        """Make an attempt now. START, pushes and FINISH follow in the plane's pipe, or `failed` is called, later."""
+        """Start an attempt. START, pushes and FINISH follow in the plane's pipe, or `failed` is called, later."""
         if self._transfer_loop is None and not self._start():
-            failure = Failure(FailureKind.NO_RESOURCES, detail="there is no thread for transfers")
+            failure = Failure(FailureKind.NO_RESOURCES, detail="the thread for transfers cannot be started")
             self._loop.call_soon(essential("transfers", self._failed), slot, generation, number, failure)
             return
         assert self._transfer_loop is not None
         self._transfer_loop.begin(slot, generation, number, attempt)
 
     def cancel(self, slot: int, generation: int, closed: Callable[[float], None] | None = None) -> None:
-        """The stream is over, or its attempt was given up. Nothing is wrong where none is under way.
+        """The stream has ended, or its attempt was abandoned. Does nothing if no attempt is active.
 
-        `closed(seconds)` is called later on the main thread, if the upstream's answer was cut short by that.
+        `closed(seconds)` is called later on the main thread if this cut the upstream's response short.
         """
         if self._transfer_loop is not None:
             told = None if closed is None else functools.partial(self._call_soon, closed)
             self._transfer_loop.cancel(slot, generation, told)
 
     def stop(self, timeout_s: float) -> bool:
-        """End the thread and close all connections; what is under way is not finished. False when it does not end."""
+        """End the thread and close all connections, dropping active transfers. False when the thread does not end."""
         self._is_stopped = True
         if self._transfer_loop is None or self._thread is None:
             return True
@@ -82,7 +82,7 @@ class Transfers:
 
     @property
     def active_count(self) -> int:
-        """Transfers that have been begun and have not ended."""
+        """Transfers that have begun and not ended."""
         return 0 if self._transfer_loop is None else self._transfer_loop.active_count
 
     def _start(self) -> bool:
@@ -91,7 +91,7 @@ class Transfers:
         try:
             transfer_loop = TransferLoop(self._channel, self._event_fd, self._command_fd, self._report)
         except OSError as error:
-            logger.warning("no descriptors for the transfers' thread: %s", error)
+            logger.warning("out of file descriptors for the transfers' thread: %s", error)
             return False
         thread = threading.Thread(target=transfer_loop.run, name="transfers", daemon=True)
         try:
@@ -104,12 +104,12 @@ class Transfers:
         return True
 
     def _report(self, slot: int, generation: int, number: int, failure: Failure) -> None:
-        """On the transfers' thread."""
+        """Called on the transfers' thread."""
         self._call_soon(self._failed, slot, generation, number, failure)
 
     def _call_soon(self, callback: Callable[..., None], *arguments: object) -> None:
-        """On the transfers' thread, for the main thread."""
+        """Called on the transfers' thread; runs the callback on the main thread."""
         try:
             self._loop.call_soon_threadsafe(essential("transfers", callback), *arguments)
         except RuntimeError:  # the main thread's loop has been closed: the process is ending
-            logger.debug("a transfer ended when nobody was left to hear of it")
+            logger.debug("a transfer ended after the event loop was closed")

@@ -1,6 +1,6 @@
-"""Why a transfer failed before its stream began, in the words of backends.relay. Pure.
+"""Maps libcurl's errors before a stream's start to the failures of backends.relay. Pure.
 
-libcurl's own messages name hosts and addresses, so none of them is passed on: only its fixed text for the code is.
+libcurl's own messages contain hosts and addresses, so only its fixed text for an error code is passed on.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from daemon.control.transfers.libcurl import E_HTTP2_STREAM, E_TOO_LARGE
 if TYPE_CHECKING:
     from backends.relay import Origin
 
-_UNSUPPORTED_PROTOCOL = 1  # what came does not begin like HTTP/1
+_UNSUPPORTED_PROTOCOL = 1  # the response does not begin like HTTP/1
 _NOT_RESOLVED = 6
 _NOT_CONNECTED = 7
 _WEIRD_REPLY = 8
@@ -31,21 +31,21 @@ _CA_FILE_UNREADABLE = 77
 _CERTIFICATE = frozenset({51, 60, 83, 90, 91})
 _RESET = frozenset({_HTTP2, _PARTIAL, _NOTHING_CAME, _NOT_SENT, _NOT_RECEIVED, E_HTTP2_STREAM})
 _OUR_WANT = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS})
-# Parts of OpenSSL's and libcurl's messages, which are looked for and not passed on.
+# Parts of OpenSSL's and libcurl's messages, used for matching only.
 _NO_COMMON_PROTOCOL = "no application protocol"
 _NO_TLS = "wrong version number"
 _TOO_LARGE = "too large response headers"
 
 
 def failure_of(code: int, message: str, system_error: int, origin: Origin, *, has_connected: bool) -> Failure:  # noqa: PLR0911
-    """What a CURLcode means before the response's head has come.
+    """The failure for a CURLcode before the response's head has arrived.
 
-    `message` is libcurl's own text, `system_error` the errno it had last. With `has_connected` a connection to this
-    origin has answered before, or the TLS handshake settled the HTTP version: it is not the version that is wrong.
+    `message` is libcurl's own text, `system_error` its last errno. `has_connected`: a connection to this origin has
+    answered before, or the TLS handshake settled the HTTP version, so the version cannot be at fault.
     """
     kind = FailureKind
     if code == _NO_MEMORY or (code in {_NOT_RESOLVED, _NOT_CONNECTED} and system_error in _OUR_WANT):
-        return Failure(kind.NO_RESOURCES, detail="no memory or no descriptor for a connection")
+        return Failure(kind.NO_RESOURCES, detail="out of memory or file descriptors for a connection")
     if code == _NOT_RESOLVED:
         return Failure(kind.CONNECT, detail="its name cannot be resolved")
     if code == _NOT_CONNECTED:
@@ -61,25 +61,25 @@ def failure_of(code: int, message: str, system_error: int, origin: Origin, *, ha
     if code == _UNSUPPORTED_PROTOCOL or (code in _RESET and _speaks_blindly(origin) and not has_connected):
         return wrong_version(origin)
     if code == E_TOO_LARGE or _TOO_LARGE in message.lower():
-        return Failure(kind.HEAD_TOO_LARGE, detail="the head of its answer is too large")
+        return Failure(kind.HEAD_TOO_LARGE, detail="the response head is too large")
     if code == _WEIRD_REPLY:
-        return Failure(kind.HEAD_MALFORMED, detail="the head of its answer is not HTTP")
+        return Failure(kind.HEAD_MALFORMED, detail="the response head is not HTTP")
     if code in _RESET:
-        return Failure(kind.RESET, detail="the connection was closed before an answer came")
+        return Failure(kind.RESET, detail="the connection was closed before a response")
     return Failure(kind.NO_RESOURCES, detail=f"the request could not be made (libcurl's code {code})")
 
 
 def wrong_version(origin: Origin) -> Failure:
-    """The other side speaks another version of HTTP than we were told."""
+    """The server speaks another version of HTTP than configured."""
     if origin.http2:
-        detail = "its answer is no HTTP/2: if it speaks HTTP/1.1, set http2_enabled = false"
+        detail = "its response is not HTTP/2: if it speaks HTTP/1.1, set http2_enabled = false"
     else:
-        detail = "its answer is no HTTP/1.1: if it speaks HTTP/2, set http2_enabled = true"
+        detail = "its response is not HTTP/1.1: if it speaks HTTP/2, set http2_enabled = true"
     return Failure(FailureKind.HTTP_VERSION, detail=detail)
 
 
 def _speaks_blindly(origin: Origin) -> bool:
-    """HTTP/2 by prior knowledge: a server that does not know it closes, or answers what is no frame."""
+    """HTTP/2 with prior knowledge: a server without it closes, or responds with bytes that are not a frame."""
     return origin.http2 and origin.scheme == "http"
 
 

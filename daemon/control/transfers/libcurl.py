@@ -1,4 +1,4 @@
-"""What we use of pycurl, with types: it has none of its own. It is imported when a transfer is first begun: 6 MB."""
+"""Types for the part of pycurl that we use: it has none. It is imported when the first transfer begins: 6 MB."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ import os
 from functools import cache
 from typing import Any, Protocol, cast
 
-# CURLcodes that pycurl has no names for.
+# CURLcodes without a name in pycurl.
 E_HTTP2_STREAM = 92
 E_TOO_LARGE = 100
 
-# Where distributions keep the certificates they trust; the wheel's own libcurl knows its build machine's place alone.
+# Where distributions keep trusted certificates; the wheel's libcurl knows only the path of its build machine.
 _CA_FILES = (
     "/etc/ssl/certs/ca-certificates.crt",  # Debian, Ubuntu, Arch
     "/etc/pki/tls/certs/ca-bundle.crt",  # Fedora, RHEL
@@ -21,19 +21,19 @@ _CA_FILES = (
 
 
 class Easy(Protocol):
-    """A `pycurl.Curl`: one transfer's options, and its progress once it is in a Multi."""
+    """A `pycurl.Curl`: a transfer's options, and its progress once added to a Multi."""
 
     def setopt(self, option: int, value: object) -> None:
         """Set an option."""
 
     def getinfo(self, option: int) -> Any:  # noqa: ANN401  (depends on the option)
-        """What is known of a transfer that has ended."""
+        """A property of a transfer that has ended."""
 
     def pause(self, bitmask: int) -> None:
-        """Stop or continue sending and receiving."""
+        """Pause or resume sending and receiving."""
 
     def reset(self) -> None:
-        """Forget all options, and what they refer to."""
+        """Clear all options and release what they refer to."""
 
     def close(self) -> None:
         """Free it."""
@@ -46,17 +46,17 @@ class Multi(Protocol):
         """Set an option."""
 
     def add_handle(self, easy: Easy) -> None:
-        """Begin a transfer."""
+        """Start a transfer."""
 
     def remove_handle(self, easy: Easy) -> None:
-        """End a transfer wherever it is."""
+        """Remove a transfer in any state."""
 
     def socket_action(self, fd: int, events: int) -> tuple[int, int]:
-        """Something happened on a socket; how many transfers go on."""
+        """Report an event on a socket; returns the number of running transfers."""
         ...
 
     def info_read(self) -> tuple[int, list[Easy], list[tuple[Easy, int, str]]]:
-        """How many more there are, transfers that have succeeded, and those that failed with code and message."""
+        """The number of further messages, successful transfers, and failed transfers with code and message."""
         ...
 
     def close(self) -> None:
@@ -73,11 +73,11 @@ class LibCurl(Protocol):
         ...
 
     def CurlMulti(self) -> Multi:  # noqa: N802
-        """A new set of transfers."""
+        """A new multi handle."""
         ...
 
     def easy_strerror(self, code: int) -> str:
-        """What a code means: a fixed text."""
+        """A fixed text for an error code."""
         ...
 
     def __getattr__(self, name: str) -> int:
@@ -87,13 +87,13 @@ class LibCurl(Protocol):
 
 @cache
 def load() -> LibCurl:
-    """Import it. Raises ImportError where it is not installed."""
+    """Import pycurl. Raises ImportError where it is not installed."""
     return cast("LibCurl", importlib.import_module("pycurl"))
 
 
 @cache
 def system_ca_file() -> str:
-    """The certificates this system trusts; empty where they are in no place that is known."""
+    """The system's file of trusted certificates; empty when it is in none of the known places."""
     for path in (os.environ.get("SSL_CERT_FILE", ""), *_CA_FILES):
         if path and os.access(path, os.R_OK):
             return path

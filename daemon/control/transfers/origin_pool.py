@@ -1,6 +1,6 @@
-"""All transfers to one origin: libcurl's set of them, the connections they share, and the options each is made with.
+"""All transfers to one origin: libcurl's multi handle, the shared connections, and each transfer's options.
 
-Of the transfers' thread alone. An origin has a set of its own because libcurl bounds connections per set.
+Used by the transfers' thread only. Each origin has its own multi handle, because libcurl limits connections per handle.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-STREAMS_PER_CONNECTION_MAX = 100  # of HTTP/2; a server may allow fewer. One lost packet holds up all of them
-RECEIVE_BYTES = 16 * 1024  # one TLS record; libcurl hands over no larger piece
-# How often at least all transfers that share a connection are run, whatever one of them reads for all.
+STREAMS_PER_CONNECTION_MAX = 100  # per HTTP/2 connection; a server may allow fewer. One lost packet delays all of them
+RECEIVE_BYTES = 16 * 1024  # one TLS record; libcurl delivers no larger piece
+# How often at least to run all transfers that share a connection, whatever one of them reads on behalf of all.
 ALL_INTERVAL_S = 0.1
 
 _NEVER_S = float("inf")
 
 
 class Reader(NamedTuple):
-    """Who reads a connection that several transfers share."""
+    """The transfer that reads a connection shared by several."""
 
     transfer: Transfer
-    all_due_s: float  # when all of them are to be run again
+    all_due_s: float  # when to run all of them again
 
 
 class Pool:
@@ -43,21 +43,21 @@ class Pool:
     def __init__(
         self, libcurl: LibCurl, origin: Origin, epoll: select.epoll, sockets: dict[int, Pool], touched: list[Transfer]
     ) -> None:
-        """Sockets are put into `epoll`, and into `sockets` under this pool. Who takes something, into `touched`."""
+        """Sockets are added to `epoll` and to `sockets`; transfers that receive data are added to `touched`."""
         self._libcurl = libcurl
         self.origin = origin
         self.write_pause = libcurl.WRITEFUNC_PAUSE
         self.facts = OriginFacts()
         self.transfers: dict[Easy, Transfer] = {}
         self.ended: list[tuple[Transfer, int, str]] = []  # with CURLcode and message
-        self.due_s = _NEVER_S  # when libcurl wants to be called
-        # When to close, while there is no transfer: libcurl looks at idle connections only when one begins.
+        self.due_s = _NEVER_S  # when libcurl must be called next
+        # When to close while there is no transfer: libcurl checks idle connections only when a transfer begins.
         self.idle_until_s = self._idle_until_s()
-        self.trouble: OSError | None = None  # of a callback, which cannot raise
+        self.trouble: OSError | None = None  # raised in a callback, which cannot propagate it
         self._epoll = epoll
         self._sockets = sockets
         self._touched = touched
-        self._readers: dict[int, Reader] = {}  # by socket; of HTTP/2
+        self._readers: dict[int, Reader] = {}  # by socket; HTTP/2 only
         self._spare: list[Easy] = []
         self._epoll_events = {
             libcurl.POLL_NONE: 0,
@@ -65,7 +65,7 @@ class Pool:
             libcurl.POLL_OUT: select.EPOLLOUT,
             libcurl.POLL_INOUT: select.EPOLLIN | select.EPOLLOUT,
         }
-        # By the low bits of an epoll event. A hang-up or an error is found by reading.
+        # By the low bits of an epoll event. Hang-ups and errors are detected by reading.
         self._selected = [
             (libcurl.CSELECT_IN if events & ~select.EPOLLOUT else 0)
             | (libcurl.CSELECT_OUT if events & select.EPOLLOUT else 0)
@@ -81,11 +81,11 @@ class Pool:
     # ------------------------------------------------------------------------------------------------ transfers
 
     def handle(self) -> Easy:
-        """A handle without options."""
+        """An easy handle without options."""
         return self._spare.pop() if self._spare else self._libcurl.Curl()
 
     def add(self, transfer: Transfer) -> None:
-        """Begin it; libcurl does nothing yet. Raises pycurl.error or ValueError where the request is impossible."""
+        """Add a transfer; libcurl does nothing yet. Raises pycurl.error or ValueError for an impossible request."""
         easy = transfer.easy
         self._set_options(easy, transfer)
         self._multi.add_handle(easy)
@@ -94,7 +94,7 @@ class Pool:
         self.idle_until_s = _NEVER_S
 
     def remove(self, transfer: Transfer) -> None:
-        """End it, wherever it is: closes its HTTP/1.1 connection, or resets its HTTP/2 stream, unless it is through."""
+        """Remove it in any state: closes its HTTP/1.1 connection or resets its HTTP/2 stream, unless it is complete."""
         easy = transfer.easy
         if self.transfers.pop(easy, None) is None:
             return
@@ -112,7 +112,7 @@ class Pool:
             self.idle_until_s = self._idle_until_s()
 
     def act(self, fd: int, events: int, now_s: float) -> None:
-        """Something has happened on a socket. What has ended is put into `ended`."""
+        """Handle an event of a socket. Transfers that end are added to `ended`."""
         taken_count = len(self._touched)
         reader = self._readers.get(fd)
         if reader is not None and events == select.EPOLLIN and now_s < reader.all_due_s:
@@ -126,11 +126,11 @@ class Pool:
             self._readers[fd] = Reader(transfer, now_s + ALL_INTERVAL_S)
 
     def _read_alone(self, transfer: Transfer) -> None:
-        """Have one transfer read what has come for all that share its connection.
+        """Have one transfer read for all that share its connection.
 
-        Told of a socket, libcurl runs every transfer on it, and each of them tries to read: of a hundred one finds
-        something, for all of them. A transfer that goes on "after a pause" is run alone, and those that are through by
-        what it read. Whatever does not come that way, `act` gets by running all of them.
+        On a socket event libcurl runs every transfer of the connection, and each tries to read: one of a hundred
+        finds data, for all of them. A transfer that continues "after a pause" runs alone, as do those completed by what
+        it read. For whatever this misses, `act` runs all of them from time to time.
         """
         if transfer.has_ended or transfer.is_paused:
             return
@@ -147,26 +147,26 @@ class Pool:
             self._collect()
 
     def act_by_time(self) -> None:
-        """The time has come that libcurl asked for."""
+        """The time set by libcurl has come."""
         self.due_s = _NEVER_S
         self._socket_action(self._libcurl.SOCKET_TIMEOUT, 0)
         self._collect()
 
     def resume(self, transfer: Transfer) -> None:
-        """Go on where `take_body` paused."""
+        """Continue after `take_body` paused."""
         transfer.is_paused = False
         transfer.easy.pause(self._libcurl.PAUSE_CONT)
 
     def system_error(self, transfer: Transfer) -> int:
-        """The last errno that its connecting met."""
+        """The last errno of its connection attempt."""
         try:
-            os.close(os.dup(self._epoll.fileno()))  # libcurl does not say it where it gets no descriptor
+            os.close(os.dup(self._epoll.fileno()))  # libcurl does not report that it got no descriptor
         except OSError as error:
             return error.errno or 0
         return int(transfer.easy.getinfo(self._libcurl.OS_ERRNO))
 
     def close(self) -> None:
-        """End everything and close all connections."""
+        """End all transfers and close all connections."""
         for easy in list(self.transfers):
             self._multi.remove_handle(easy)
             easy.close()
@@ -188,10 +188,10 @@ class Pool:
             self.ended += [(self.transfers[easy], code, why) for easy, code, why in failed if easy in self.transfers]
 
     def _set_connection_count(self) -> None:
-        """Have at most `idle_connections_max` be idle when the next transfer has ended.
+        """Let at most `idle_connections_max` be idle after the next transfer ends.
 
-        libcurl bounds all connections, those in use included, and closes one too many as another one becomes idle. So
-        more than that are idle for a while after many transfers have ended at once.
+        libcurl limits all connections, including those in use, and closes an excess one when another becomes idle. So
+        the limit may be exceeded for a while after many transfers end at once.
         """
         connection_count_max = len(self.transfers) - 1 + self.origin.idle_connections_max
         self._multi.setopt(self._libcurl.M_MAXCONNECTS, max(1, connection_count_max))
@@ -199,7 +199,7 @@ class Pool:
     # --------------------------------------------------------------------------------------------- libcurl's callbacks
 
     def _watch(self, what: int, fd: int, _multi: Multi, _assigned: object) -> None:
-        """What libcurl waits for on a socket."""
+        """Socket callback of libcurl: what to wait for."""
         try:
             events = self._epoll_events.get(what)
             if events is None:
@@ -222,7 +222,7 @@ class Pool:
         self._readers.pop(fd, None)
         try:
             self._epoll.unregister(fd)
-        except OSError as error:  # closed already, which has taken it out of the epoll set
+        except OSError as error:  # already closed, which removed it from the epoll set
             self._epoll_error = error
 
     # ----------------------------------------------------------------------------------------------------- options
@@ -238,7 +238,7 @@ class Pool:
             (curl.HTTPHEADER, header_lines(attempt)),
             (curl.HTTP_VERSION, self._http_version()),
             (curl.PIPEWAIT, int(origin.http2)),
-            # A bound of no idle connections is for HTTP/1.1: by HTTP/2 it would undo the sharing, so one is kept.
+            # A limit of zero idle connections applies to HTTP/1.1 only: with HTTP/2 it would prevent sharing.
             (
                 curl.FORBID_REUSE,
                 int(self.facts.counts_bodies or (not origin.http2 and not origin.idle_connections_max)),
@@ -249,8 +249,8 @@ class Pool:
             (curl.WRITEFUNCTION, transfer.take_body),
             (curl.CONNECTTIMEOUT_MS, origin.connect_timeout_ms),
             (curl.MAXAGE_CONN, max(1, math.ceil(origin.idle_timeout_ms / 1000))),
-            # An HTTP/2 stream's window is libcurl's: when a stream is paused up to 10 MiB may be under way, mostly 1 MB
-            # (measured), then nothing. A limit of speed would make it smaller, but is kept to by pauses of a second.
+            # libcurl sets an HTTP/2 stream's window: while paused, up to 10 MiB may be in flight, usually 1 MB
+            # (measured), then nothing. A speed limit would reduce it, but libcurl enforces that by pauses of a second.
             (curl.BUFFERSIZE, RECEIVE_BYTES),
             (curl.PROTOCOLS, curl.PROTO_HTTPS if origin.scheme == "https" else curl.PROTO_HTTP),
             (curl.FOLLOWLOCATION, 0),
@@ -287,18 +287,18 @@ class Pool:
 
 
 def header_lines(attempt: Attempt) -> list[str]:
-    """The request's headers as libcurl takes them, with those taken away that it would add by itself.
+    """The request's headers as libcurl takes them, without those that it would add itself.
 
     Raises:
-        ValueError: a line end would begin a header of its own, or end the head.
+        ValueError: a line end in a header would begin another header, or end the head.
     """
     lines: list[str] = []
     for name, value in attempt.headers:
         if any(character in "\r\n\0" for character in name + value):
-            raise ValueError(f"the header {name!r} has a line end in it")
+            raise ValueError(f"the header {name!r} contains a line end")
         lines.append(f"{name}: {value}" if value else f"{name};")
     given = {name.lower() for name, _ in attempt.headers}
-    # An empty one takes libcurl's own away. `Expect` would have it wait a second before a large body.
+    # An empty value removes libcurl's own header. `Expect` would make it wait a second before a large body.
     return lines + [
         f"{name}:" for name in ("Accept", "Content-Type", "Expect", "User-Agent") if name.lower() not in given
     ]

@@ -1,8 +1,8 @@
-"""One attempt on its way through libcurl: what comes back is looked at here, and kept until the plane takes it.
+"""One attempt as libcurl makes it: its response is examined here, and buffered until the plane takes it.
 
-libcurl calls `request_begins`, `take_head` and `take_body` while the thread is inside of it; they touch this transfer
-and the lists it was given, and never libcurl itself, which wants no calls from callbacks. Taking 0 bytes is an abort,
-with `failure` saying why.
+libcurl calls `request_begins`, `take_head` and `take_body` while the thread is inside it; they touch this transfer and
+the lists it was given, and never call libcurl, which forbids calls from callbacks. Returning 0 bytes aborts the
+transfer, with the reason in `failure`.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 HEAD_BYTES_MAX = 64 * 1024
 STATUS_BODY_BYTES_MAX = 64 * 1024
 STATUS_BODY_TIMEOUT_S = 5.0
-# What may wait here, for credit or for room in the command pipe, before libcurl is told to pause; one piece of its (at
-# most 16 KiB) may come on top.
+# How much may be buffered here, for lack of credit or of room in the command pipe, before libcurl is paused; one of its
+# pieces (at most 16 KiB) may be added on top.
 HELD_BYTES_MAX = RAW_CREDIT_BYTES
 LINGER_S = 1.0
 LINGER_BYTES_MAX = 64 * 1024
@@ -34,32 +34,32 @@ _ABORT = 0  # fewer bytes than were offered: libcurl ends the transfer
 
 
 class Phase(enum.IntEnum):
-    """How far a transfer has come."""
+    """The state of a transfer."""
 
     CONNECTING = 0
-    HEAD = 1  # the request is being sent, or the response's head awaited
-    STATUS_BODY = 2  # an answer that is no 2xx: its body is collected
+    HEAD = 1  # sending the request, or waiting for the response's head
+    STATUS_BODY = 2  # the response is not 2xx: collect its body
     STREAMING = 3
-    LINGERING = 4  # nobody wants the rest, but its end would let the connection be kept
+    LINGERING = 4  # the rest is discarded, but reading to its end lets the connection be reused
     OVER = 5
 
 
-_STREAMING = Phase.STREAMING  # the attribute of an enumeration costs as much as the rest of `take_body`
+_STREAMING = Phase.STREAMING  # an attribute access on an enumeration costs as much as the rest of `take_body`
 
 
 class Deadlines:
-    """The transfers that wait for something with a limit. There are few changes per stream, so a scan is enough."""
+    """Transfers with a deadline. There are few changes per stream, so a scan is fast enough."""
 
     __slots__ = ("_transfers", "next_s")
 
-    _SCAN_INTERVAL_S = 0.01  # at least; deadlines that were given up would otherwise cause a scan each
+    _SCAN_INTERVAL_S = 0.01  # at least; otherwise each cleared deadline would cause a scan
 
     def __init__(self) -> None:
         self._transfers: dict[Transfer, None] = {}
-        self.next_s = float("inf")  # when to call `passed`; there may be nothing then
+        self.next_s = float("inf")  # when to call `passed`; it may then return nothing
 
     def set(self, transfer: Transfer, deadline_s: float) -> None:
-        """The transfer must get on until then."""
+        """The transfer must make progress by then."""
         transfer.deadline_s = deadline_s
         self._transfers[transfer] = None
         self.next_s = min(self.next_s, deadline_s)
@@ -69,7 +69,7 @@ class Deadlines:
         self._transfers.pop(transfer, None)
 
     def passed(self, now_s: float) -> list[Transfer]:
-        """Those that have not; they are forgotten here."""
+        """Remove and return the transfers whose deadline has passed."""
         late = [transfer for transfer in self._transfers if transfer.deadline_s <= now_s]
         for transfer in late:
             del self._transfers[transfer]
@@ -79,14 +79,14 @@ class Deadlines:
 
 
 class OriginFacts:
-    """What transfers have found out about their origin, for those that follow."""
+    """What transfers have learnt about their origin, for later transfers."""
 
     __slots__ = ("counts_bodies", "has_answered")
 
     def __init__(self) -> None:
-        # It streams with a Content-Length: what stands behind would be the next answer, so connections serve once.
+        # It streams with a Content-Length: bytes after it would begin the next response, so connections serve once.
         self.counts_bodies = False
-        self.has_answered = False  # so it speaks the version of HTTP that we do
+        self.has_answered = False  # it has answered, so it speaks our version of HTTP
 
 
 class Transfer:
@@ -130,21 +130,21 @@ class Transfer:
         self.attempt = attempt
         self.phase = Phase.CONNECTING
         self.deadline_s = float("inf")
-        self.failure: Failure | None = None  # why a callback has ended it
-        # Of the response.
+        self.failure: Failure | None = None  # why a callback aborted it
+        # The response.
         self.status = 0
         self.headers: dict[str, str] = {}
         self._lines: list[bytes] = []
         self._counts_body = False
         self._head_bytes = 0
         self._status_body = b""
-        # On the way to the plane. Whoever has something pending stands in `touched`, or waits for credit.
+        # Output to the plane. A transfer with pending data is in `touched`, or waits for credit.
         self.pending = b""
         self.pushed_bytes = 0
-        self.credit_end = RAW_CREDIT_BYTES  # how far `pushed_bytes` may go
+        self.credit_end = RAW_CREDIT_BYTES  # limit for `pushed_bytes`
         self.is_start_due = False
         self.is_paused = False
-        self.has_ended = True  # libcurl does not have it (any more)
+        self.has_ended = True  # libcurl does not hold it
         self.is_complete = False
         self.lingered_bytes = 0
         self.reads = -1  # the connection's socket, if it reads for all transfers on it
@@ -152,7 +152,7 @@ class Transfer:
     def attach(
         self, facts: OriginFacts, easy: Easy, touched: list[Transfer], deadlines: Deadlines, write_pause: int
     ) -> None:
-        """What it is carried out with; `write_pause` is what a callback returns to libcurl to be paused."""
+        """Set what it runs with; `write_pause` is the return value that makes libcurl pause."""
         self.has_ended = False
         self.facts = facts
         self.easy = easy
@@ -166,7 +166,7 @@ class Transfer:
     # ------------------------------------------------------------------------------------------- libcurl's callbacks
 
     def request_begins(self, *_addresses: object) -> int:
-        """There is a connection, new or kept, and the request is about to be sent on it."""
+        """A connection, new or reused, is open and the request is about to be sent."""
         self.phase = Phase.HEAD
         timeout_ms = self.attempt.origin.head_timeout_ms
         if timeout_ms:
@@ -176,12 +176,12 @@ class Transfer:
         return 0
 
     def take_head(self, line: bytes) -> int | None:
-        """A line of a head, or of the trailers."""
+        """A header or trailer line."""
         if self.phase > Phase.HEAD:
             return None
         self._head_bytes += len(line)
         if self._head_bytes > HEAD_BYTES_MAX:
-            return self._abort(FailureKind.HEAD_TOO_LARGE, "the head of its answer has more than 64 KiB")
+            return self._abort(FailureKind.HEAD_TOO_LARGE, "the response head is larger than 64 KiB")
         if line not in {b"\r\n", b"\n"}:
             self._lines.append(line)
             return None
@@ -192,7 +192,7 @@ class Transfer:
         return None if 100 <= self.status < 200 else self._judge()
 
     def take_body(self, data: bytes) -> int | None:
-        """A piece of the body, with all transfer framing undone. Once per token: as lean as can be."""
+        """A piece of the body without transfer framing. Called once per token: keep it lean."""
         if self.phase != _STREAMING:
             return self._take_unstreamed(data)
         pending = self.pending
@@ -210,7 +210,7 @@ class Transfer:
         if self.phase == Phase.LINGERING:
             self.lingered_bytes += len(data)
             return _ABORT if self.lingered_bytes > LINGER_BYTES_MAX else None
-        assert self.phase == Phase.STATUS_BODY, f"a body came while {self.phase.name}"
+        assert self.phase == Phase.STATUS_BODY, f"body in phase {self.phase.name}"
         self._status_body += data
         if len(self._status_body) < STATUS_BODY_BYTES_MAX and not self._is_counted_out():
             return None
@@ -218,30 +218,30 @@ class Transfer:
         return _ABORT
 
     def _is_counted_out(self) -> bool:
-        """All of a body with a length is here. libcurl would keep the connection, with what stands behind it."""
+        """All of a body with a length has arrived. libcurl would reuse the connection, with the bytes that follow."""
         length = self.headers.get("content-length", "")
         return self._counts_body and length.isdecimal() and len(self._status_body) >= int(length)
 
-    # ------------------------------------------------------------------------------------------------ what came of it
+    # ------------------------------------------------------------------------------------------------ outcome
 
     def status_failure(self) -> Failure:
-        """An answer that is no 2xx, with what has come of its body."""
+        """The failure for a response that is not 2xx, with the body received so far."""
         body = b"" if _is_compressed(self.headers) else self._status_body[:STATUS_BODY_BYTES_MAX]
-        return Failure(FailureKind.STATUS, self.status, self.headers, body, f"it answered with status {self.status}")
+        return Failure(FailureKind.STATUS, self.status, self.headers, body, f"it responded with status {self.status}")
 
     def linger(self) -> None:
-        """Nobody wants the rest, but its end is near, and would let the connection be kept."""
+        """Discard the rest, but read to its end, which is near, so that the connection can be reused."""
         self.phase = Phase.LINGERING
         self.pending = b""
         self.deadlines.set(self, time.monotonic() + LINGER_S)
 
     def _judge(self) -> int | None:
-        """The head is complete: is it a stream?"""
+        """The head is complete: decide whether it is a stream."""
         self.facts.has_answered = True
         self.deadlines.clear(self)
         status, headers = self.status, self.headers
         if status == 0:
-            return self._abort(FailureKind.HEAD_MALFORMED, "the head of its answer is not HTTP")
+            return self._abort(FailureKind.HEAD_MALFORMED, "the response head is not HTTP")
         if 300 <= status < 400:
             return self._abort(FailureKind.REDIRECT, f"it redirects (status {status}), which is not followed")
         if not 200 <= status < 300:
@@ -252,9 +252,9 @@ class Transfer:
                 return _ABORT
             return None
         if _is_compressed(headers):
-            return self._abort(FailureKind.COMPRESSED, "its answer is compressed, which was not asked for")
+            return self._abort(FailureKind.COMPRESSED, "its response is compressed, which was not requested")
         if headers.get("content-type", "").partition(";")[0].strip().lower() != _EVENT_STREAM:
-            return self._abort(FailureKind.NOT_A_STREAM, "its answer is no event stream")
+            return self._abort(FailureKind.NOT_A_STREAM, "its response is not an event stream")
         if self._counts_body:
             self.facts.counts_bodies = True
         self.phase = Phase.STREAMING
@@ -272,7 +272,7 @@ def _is_compressed(headers: dict[str, str]) -> bool:
 
 
 def _parsed_head(lines: Iterable[bytes]) -> tuple[int, dict[str, str]]:
-    """Status, 0 where there is none, and headers with their names in lower case; those that repeat are joined."""
+    """Status (0 if there is none) and headers with names in lower case; repeated headers are joined."""
     status, headers = 0, dict[str, str]()
     for line in lines:
         text = line.decode("latin-1").strip()

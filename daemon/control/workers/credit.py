@@ -1,4 +1,4 @@
-"""How much of a stream's output may be under way: what a worker has pushed, less what the plane has given back.
+"""Flow control for a stream's output: bytes that a worker has pushed, less those that the plane has released.
 
 Pure bookkeeping; docs/contract.md, "Credit".
 """
@@ -12,16 +12,16 @@ from daemon.plane.paced import RESERVE_BYTES
 from daemon.plane.table import RANGES_MAX
 
 _MARGIN_BYTES = 64 + RESERVE_BYTES  # the plane's own framing, and the error event of a STOP
-_FRAME_BYTES = 16  # of one piece
+_FRAME_BYTES = 16  # per piece
 
 
 def framing_bytes(size: int) -> int:
-    """What chunked framing adds to a piece: its size in hexadecimal and two line ends (RFC 9112, 7.1)."""
+    """Bytes that chunked framing adds to a piece: its size in hexadecimal and two line ends (RFC 9112, 7.1)."""
     return (size.bit_length() + 3) // 4 + 4 if size > 0 else 0
 
 
 class Credit:
-    """One stream's. Ranges are kept alive here until they are given back."""
+    """The credit of one stream. Holds ranges until the plane releases them."""
 
     __slots__ = (
         "_inline_bytes_max",
@@ -43,9 +43,9 @@ class Credit:
 
     @staticmethod
     def piece_bytes_max(output_block_bytes: int) -> int:
-        """The largest inline piece that is sure to find room some time.
+        """The largest inline piece that always fits eventually.
 
-        The plane reports what it has sent in steps of half a block, so that much can look unsent for good.
+        The plane reports sent bytes in steps of half a block, so that much may appear unsent for ever.
         """
         return min(PAYLOAD_BYTES_MAX, output_block_bytes // 2 - _MARGIN_BYTES - _FRAME_BYTES)
 
@@ -54,21 +54,21 @@ class Credit:
         return self._inline_pushed - self._inline_released + size + _FRAME_BYTES <= self._inline_bytes_max
 
     def inline_pushed(self, size: int) -> None:
-        """It was."""
+        """Record that these bytes were pushed."""
         self._inline_pushed += size
 
     def range_fits(self, size: int) -> bool:
-        """Whether these bytes may be pushed by address. A single range of any size may."""
+        """Whether these bytes may be pushed by address. One range of any size may."""
         if not self._ranges:
             return True
         return len(self._ranges) < RANGES_MAX and self.range_bytes + size <= self._range_bytes_max
 
     def range_pushed(self, data: bytes) -> None:
-        """They were: they are the plane's until they are released."""
+        """Record that these bytes were pushed by address: the plane reads them until it releases them."""
         self._ranges.append(data)
 
     def released(self, inline_bytes: int, range_count: int) -> None:
-        """What the plane has given back so far, both counts cumulative."""
+        """What the plane has released so far, both counts cumulative."""
         self._inline_released = max(self._inline_released, inline_bytes)
         while self._ranges_done < range_count and self._ranges:
             self._ranges.popleft()
@@ -76,14 +76,14 @@ class Credit:
 
     @property
     def range_bytes(self) -> int:
-        """Bytes that are the plane's by address, at most."""
+        """Bytes pushed by address and not released, at most."""
         return sum(map(len, self._ranges))
 
     @property
     def holds(self) -> bool:
-        """Whether the plane may still read bytes of ours."""
+        """Whether the plane may still read bytes held here."""
         return bool(self._ranges)
 
     def drop(self) -> None:
-        """The plane has let go of everything."""
+        """The plane has released everything."""
         self._ranges.clear()

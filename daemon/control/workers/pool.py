@@ -1,7 +1,7 @@
-"""The thread pool: a bounded queue of streams that wait for a worker (llm_queued), and the threads that take them.
+"""The thread pool: a bounded queue of streams that wait for a worker (llm_queued), and the threads that serve them.
 
-Jobs are given out on the main thread; daemon/control/workers/thread.py is what a thread does with one. Threads are
-started when they are first needed. The lock guards the queue alone.
+Jobs are handed out on the main thread; daemon/control/workers/thread.py runs them. Threads are started on demand. The
+lock guards only the queue.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 
 
 class WorkerPool:
-    """Threads that run backends. All methods but `take` are the main thread's."""
+    """Threads that run backends. All methods except `take` are for the main thread."""
 
     def __init__(
         self,
@@ -43,7 +43,7 @@ class WorkerPool:
         self.queue_count_max = queue_count_max
         self._lock = threading.Lock()
         self._queue: OrderedDict[Job, None] = OrderedDict()
-        self._reserved = 0  # admitted, but their OPEN is not in the pipe yet
+        self._reserved = 0  # admitted, but OPEN not yet sent
         self._idle: list[WorkerThread] = []
         self._workers: list[WorkerThread] = []
         self.stopping = False
@@ -60,9 +60,9 @@ class WorkerPool:
         return len(self._workers)
 
     def reserve(self) -> bool:
-        """Keep a place in the queue for a job that will be given to `enqueue`. False when it is full."""
+        """Reserve a place in the queue for a job passed to `enqueue` later. False when the queue is full."""
         with self._lock:
-            # A worker that is idle, or not yet started, takes one at once: it needs no place.
+            # An idle or not yet started worker takes the job at once: no place is needed.
             spare = len(self._idle) + len(self._event_fds) - len(self._workers)
             if self.queued_count >= self.queue_count_max + spare:
                 return False
@@ -70,12 +70,12 @@ class WorkerPool:
             return True
 
     def give_back(self) -> None:
-        """A place that was reserved is not needed."""
+        """Cancel a reservation."""
         with self._lock:
             self._reserved -= 1
 
     def enqueue(self, job: Job) -> None:
-        """Give out a job whose place was reserved, now that its OPEN is on its way."""
+        """Hand out a job whose place was reserved; its OPEN has been sent."""
         with self._lock:
             self._reserved -= 1
             if job.cancelled or self.stopping:
@@ -89,7 +89,7 @@ class WorkerPool:
             self._start_worker()
 
     def cancel(self, job: Job) -> None:
-        """The stream has been stopped, or is about to be: forget a queued job, interrupt one that runs."""
+        """The stream has been stopped, or is about to be: drop a queued job, interrupt a running one."""
         job.cancelled = True
         with self._lock:
             if self._queue.pop(job, job) is None:
@@ -99,13 +99,13 @@ class WorkerPool:
             worker.wake()
 
     def end(self, job: Job) -> None:
-        """ENDED has come: nothing refers to the job's bytes any more, whether or not its worker heard of that."""
+        """ENDED has arrived: nothing refers to the job's bytes any more, whether or not its worker knows."""
         job.ended = True
         if not job.settled:
             self.cancel(job)
 
     def take(self, worker: WorkerThread) -> Job | None:
-        """The next job; None when the pool stops. Called by the workers' threads."""
+        """The next job; None when the pool stops. Called by worker threads."""
         while True:
             with self._lock:
                 if self.stopping:
@@ -121,7 +121,7 @@ class WorkerPool:
                     self._idle.remove(worker)
 
     def stop(self, timeout_s: float) -> bool:
-        """End all threads; streams they still feed are not finished. False when a backend does not let go in time."""
+        """End all threads, dropping their streams. False when a backend does not return in time."""
         with self._lock:
             self.stopping = True
             for job in self._queue:
@@ -140,7 +140,7 @@ class WorkerPool:
         return ended
 
     def _start_worker(self) -> None:
-        """One more thread. Where it cannot be had the queue is left to those there are, and to the next attempt."""
+        """Start a thread. On failure the queue is left to the existing threads and to the next attempt."""
         channel = len(self._workers) + 1
         event_fd = self._event_fds[channel - 1]
         try:
@@ -148,12 +148,14 @@ class WorkerPool:
                 self, channel, event_fd, self._command_fd, self._output_block_bytes, self._credit_bytes
             )
         except OSError as error:
-            self._rare.warn(f"no descriptors for another worker, streams wait in the queue: {error}", "no_worker")
+            self._rare.warn(
+                f"out of file descriptors for another worker, streams wait in the queue: {error}", "no_worker"
+            )
             return
         try:
             worker.thread.start()
         except RuntimeError as error:
             worker.close()
-            self._rare.warn(f"no other worker thread, streams wait in the queue: {error}", "no_worker")
+            self._rare.warn(f"cannot start another worker thread, streams wait in the queue: {error}", "no_worker")
             return
         self._workers.append(worker)

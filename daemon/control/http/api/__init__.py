@@ -1,1 +1,1 @@
-"""The HTTP API without HTTP: errors, keys, models, schemas and formats."""
+"""The HTTP API independent of HTTP: errors, keys, models, schemas and formats."""

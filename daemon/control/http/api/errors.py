@@ -1,4 +1,4 @@
-"""Errors of the HTTP front: raised before a response's head has been sent, and always in OpenAI's envelope."""
+"""Errors of the HTTP front, raised before a response's head has been sent; always in OpenAI's envelope."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 class ApiError(Exception):
-    """A request that gets an error. Its message goes to the client, and never holds a secret."""
+    """A request that gets an error response. The message goes to the client and must not contain a secret."""
 
     def __init__(
         self,
@@ -26,7 +26,7 @@ class ApiError(Exception):
         body: bytes = b"",
         content_type: str = "application/json",
     ) -> None:
-        """`status` is 400 to 599, `param` the field at fault; `body` takes the place of the envelope."""
+        """`status` is 400 to 599, `param` the field at fault; `body` replaces the envelope."""
         super().__init__(message)
         self.status = status
         self.code = code
@@ -38,6 +38,6 @@ class ApiError(Exception):
 
 
 def response_of(error: ApiError) -> Response:
-    """The error as an answer."""
+    """The error as a response."""
     headers = {"Cache-Control": "no-store", **error.headers}
     return Response(error.body, error.status, headers, media_type=error.content_type)

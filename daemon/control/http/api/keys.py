@@ -1,6 +1,6 @@
-"""Keys of the HTTP front's clients: a file with one per line, and who it is that sends one.
+"""API keys of HTTP clients: a file with one key per line, and the user that each key identifies.
 
-A line is `NAME: KEY` or `KEY`; what begins with # is a comment. The name is who is limited, and stands in the ledger.
+A line is `NAME: KEY` or `KEY`; # starts a comment. Limits apply per name, and the ledger records it.
 Keys themselves are kept as digests and never shown.
 """
 
@@ -20,13 +20,13 @@ KEY_CHARACTERS_MIN = 8
 KEY_CHARACTERS_MAX = 512
 MISSING = "Missing or invalid Authorization header. Expected: Bearer <token>"
 UNKNOWN = "Invalid API key"
-# What a bearer token may look like (RFC 6750); a colon is no part of it, so it can end a name.
+# The syntax of a bearer token (RFC 6750); it excludes the colon, which can therefore end a name.
 _is_key = re.compile(r"[A-Za-z0-9._~+/-]+=*").fullmatch
 _is_name = re.compile(r"[A-Za-z0-9._@-]{1,64}").fullmatch
 
 
 class KeysError(ValueError):
-    """The file cannot be used. The message names it and the line, and says what is right; it holds no key."""
+    """The file cannot be used. The message names file and line and the remedy, and contains no key."""
 
 
 class Keys:
@@ -41,25 +41,25 @@ class Keys:
         return len(self._users)
 
     def reload(self) -> None:
-        """Read the file again. On a KeysError the keys stay as they are."""
+        """Read the file again. On a KeysError the keys stay unchanged."""
         self._users = _read(self._path)
 
     def user(self, authorization: str | None) -> str:
-        """The name of whoever sent this Authorization header. Raises ApiError 401."""
+        """The name of the user with this Authorization header. Raises ApiError 401."""
         scheme, _, key = (authorization or "").strip().partition(" ")
         key = key.strip()
         if scheme.lower() != "bearer" or not key:
             raise ApiError(401, "missing_api_key", MISSING, headers={"WWW-Authenticate": "Bearer"})
         digest = _digest(key)
-        found = ""
-        # All of them, so that the time it takes says nothing about which of them came close.
+        user = ""
+        # Compare with every key, so that timing does not reveal which keys are close.
         for known, name in self._users:
             if hmac.compare_digest(digest, known):
-                found = name
-        if not found:
+                user = name
+        if not user:
             headers = {"WWW-Authenticate": 'Bearer error="invalid_token"'}
             raise ApiError(401, "invalid_api_key", UNKNOWN, headers=headers)
-        return found
+        return user
 
 
 def _digest(key: str) -> bytes:
@@ -84,7 +84,7 @@ def _read(path: str) -> tuple[tuple[bytes, str], ...]:
             )
         digest = _digest(key)
         if digest in users:
-            raise KeysError(f"{where}: the key stands in another line, too")
+            raise KeysError(f"{where}: the key is also on another line")
         users[digest] = name or f"key-{digest.hex()[:8]}"
     if not users:
         raise KeysError(f"{path} holds no key: write one per line, as NAME: KEY or KEY")
@@ -102,7 +102,7 @@ def _lines(path: str) -> list[str]:
     try:
         mode = os.fstat(descriptor).st_mode
         if not stat.S_ISREG(mode):
-            raise KeysError(f"{path} is no regular file")
+            raise KeysError(f"{path} is not a regular file")
         if mode & (stat.S_IROTH | stat.S_IWOTH):
             raise KeysError(f"{path} can be read or written by everybody: chmod 640, or less, is right for keys")
         with open(descriptor, "rb", closefd=False) as file:
@@ -115,4 +115,4 @@ def _lines(path: str) -> list[str]:
         return data.decode("ascii").splitlines()
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
-        raise KeysError(f"{path}, line {line}: only ASCII characters are right") from None
+        raise KeysError(f"{path}, line {line}: only ASCII characters are allowed") from None

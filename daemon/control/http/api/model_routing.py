@@ -1,4 +1,4 @@
-"""Which backend serves which model. Pure; the service says what there is, and says it again when that changes."""
+"""Maps models to backends. Pure; the service provides what is configured, again after each reload."""
 
 from __future__ import annotations
 
@@ -11,42 +11,42 @@ TEST_BACKEND = "test_model"
 RELAYING_BACKEND = "openai"
 TEST_MODEL = "test-model"
 OWNER = "streaming-daemon"
-# Other names of the test model, as long as there is no upstream that may have models of these names.
+# Aliases of the test model, used while no upstream is configured that may have models of these names.
 TEST_ALIASES = frozenset({"test", "default"})
 
 
 class UpstreamModels(NamedTuple):
-    """An upstream, and what may be asked of it; no names at all: anything."""
+    """An upstream and its models; no names: any model."""
 
     name: str
     models: tuple[str, ...] = ()
 
 
 class Served(NamedTuple):
-    """What a daemon has."""
+    """What a daemon serves."""
 
-    backends: frozenset[str]  # names of those that are configured
+    backends: frozenset[str]  # names of the configured backends
     upstreams: tuple[UpstreamModels, ...] = ()
-    default_model: str = ""  # what upstreams are asked for where a request names no model; empty: nothing is
+    default_model: str = ""  # for requests that name no model; empty: such requests fail
 
 
 class Target(NamedTuple):
-    """Who makes an answer. `model` is the name that the backend is given; None: its default."""
+    """Where a request goes. `model` is the name passed to the backend; None: the backend's default."""
 
     backend: str
     model: str | None
 
 
 class Router:
-    """Routes for the models of one daemon. Main thread."""
+    """Routes by model for one daemon. Main thread."""
 
     def __init__(self, served: Served, *, created_s: int | None = None) -> None:
-        """`created_s` is what models say of their creation, in Unix time; the start of the daemon is as good as any."""
+        """`created_s` is the creation time shown for models, in Unix time; by default the daemon's start."""
         self._created_s = int(time.time()) if created_s is None else created_s
         self.configure(served)
 
     def configure(self, served: Served) -> None:
-        """From now on this is what there is."""
+        """Replace what is served."""
         self._has_test = TEST_BACKEND in served.backends
         self._relays = RELAYING_BACKEND in served.backends
         upstreams = served.upstreams if self._relays else ()
@@ -61,7 +61,7 @@ class Router:
         self._owners = dict(sorted(owners.items()))
 
     def route(self, model: str | None) -> Target:
-        """Who serves it. Raises ApiError 404."""
+        """The target for a model. Raises ApiError 404."""
         if model == TEST_MODEL and self._has_test:
             return Target(TEST_BACKEND, TEST_MODEL)
         if self._relays:
@@ -72,11 +72,11 @@ class Router:
         raise _unknown(model)
 
     def models(self) -> list[dict[str, object]]:
-        """What can be asked for by name, sorted, as OpenAI lists it."""
+        """All models that can be requested by name, sorted, in OpenAI's list format."""
         return [self._shown(model, owner) for model, owner in self._owners.items()]
 
     def model(self, name: str) -> dict[str, object]:
-        """One of them. Raises ApiError 404."""
+        """A single model. Raises ApiError 404."""
         owner = self._owners.get(name)
         if owner is None:
             raise _unknown(name)
@@ -87,7 +87,7 @@ class Router:
 
 
 def _unknown(model: str | None) -> ApiError:
-    # A client may have written anything there, but it is told what it wrote: that is how it finds its mistake.
+    # The name is the client's input, and is repeated so that the client finds its mistake.
     what = "no model is served here by default" if not model else f"the model {_shown(model)} does not exist here"
     return ApiError(404, "model_not_found", f"{what}: GET /v1/models lists those that do", param="model")
 

@@ -1,4 +1,4 @@
-"""Answers of the API as its OpenAPI document describes them. They describe; what is sent is not made of them."""
+"""Response schemas for the OpenAPI document. Responses are not built from them."""
 
 from __future__ import annotations
 
@@ -8,28 +8,28 @@ from pydantic import BaseModel, ConfigDict, Field
 
 
 class Described(BaseModel):
-    """What an upstream adds comes through."""
+    """Allows additional fields, because an upstream's fields are passed on."""
 
     model_config = ConfigDict(extra="allow")
 
 
 class ErrorDetail(Described):
-    """What went wrong."""
+    """Details of an error."""
 
-    message: str = Field(description="Names what is wrong, and what would be right.")
+    message: str = Field(description="What is wrong, and what would be correct.")
     type: str = Field(examples=["invalid_request_error"])
     param: str | None = Field(description="The field at fault, such as `messages[0].role`.")
-    code: str | None = Field(description="A stable word for programs.", examples=["invalid_type"])
+    code: str | None = Field(description="A stable code for programs.", examples=["invalid_type"])
 
 
 class Error(Described):
-    """An error, as OpenAI's clients read it."""
+    """An error in OpenAI's format."""
 
     error: ErrorDetail
 
 
 class Usage(Described):
-    """What an answer cost."""
+    """Tokens used by a request."""
 
     prompt_tokens: int
     completion_tokens: int
@@ -37,7 +37,7 @@ class Usage(Described):
 
 
 class CompletionChoice(Described):
-    """One answer."""
+    """One choice."""
 
     index: int
     text: str
@@ -46,7 +46,7 @@ class CompletionChoice(Described):
 
 
 class Completion(Described):
-    """The answer to a prompt."""
+    """The response to a prompt."""
 
     id: str
     object: Literal["text_completion"]
@@ -57,7 +57,7 @@ class Completion(Described):
 
 
 class AnswerMessage(Described):
-    """What the model said."""
+    """The model's message."""
 
     role: str
     content: str | None
@@ -66,7 +66,7 @@ class AnswerMessage(Described):
 
 
 class ChatChoice(Described):
-    """One answer."""
+    """One choice."""
 
     index: int
     message: AnswerMessage
@@ -75,7 +75,7 @@ class ChatChoice(Described):
 
 
 class ChatCompletion(Described):
-    """The answer to a conversation."""
+    """The response to a conversation."""
 
     id: str
     object: Literal["chat.completion"]
@@ -86,7 +86,7 @@ class ChatCompletion(Described):
 
 
 class Model(Described):
-    """Something that can be asked for."""
+    """A model that can be requested."""
 
     id: str
     object: Literal["model"]
@@ -95,14 +95,14 @@ class Model(Described):
 
 
 class ModelList(Described):
-    """All that can be asked for by name, sorted."""
+    """All models that can be requested by name, sorted."""
 
     object: Literal["list"]
     data: list[Model]
 
 
 class Health(Described):
-    """The daemon's process runs."""
+    """The daemon's process is running."""
 
     status: Literal["healthy"]
     timestamp: int = Field(description="Unix time, in seconds.")
@@ -117,7 +117,7 @@ class WorkerInfo(Described):
 
 
 class Ready(Described):
-    """Whether new streams are taken, and why not."""
+    """Whether new streams are accepted, and if not, why."""
 
     model_ready: bool
     queue_size: int

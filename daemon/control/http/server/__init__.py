@@ -1,1 +1,1 @@
-"""What an HTTP server needs before it accepts a connection: checks at start, and TLS."""
+"""What an HTTP server needs before it accepts connections: checks at start, and TLS."""

@@ -1,4 +1,4 @@
-"""What is wrong with the settings of [http], asked at start and by --check-config. Files are read; no port is taken."""
+"""Validates the settings of [http], at start and for --check-config. Reads files; binds no port."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ _ADDRESS = re.compile(r"(?:\[(?P<v6>[0-9A-Fa-f:.%\w]+)\]|(?P<host>[^:\[\]]+)):(?
 
 
 class Address(NamedTuple):
-    """Where to listen."""
+    """An address to listen on."""
 
     host: str
     port: int
 
 
 def check(settings: Http) -> None:
-    """Everything but whether the address is free. Raises StartError."""
+    """Check everything except whether the address is free. Raises StartError."""
     for origin in settings.cors_origins:
         _check_origin(origin)
     keys = read_keys(settings)
@@ -37,34 +37,34 @@ def check(settings: Http) -> None:
 
 def parse_address(listen: str) -> Address:
     """`HOST:PORT` or `[IPV6]:PORT`. Raises StartError."""
-    found = _ADDRESS.fullmatch(listen)
-    if found is None or int(found["port"]) > 65_535:
-        raise _wrong(f'http.listen = "{listen}" is no address and port: write 127.0.0.1:8000, [::1]:8000 or a name')
-    return Address(found["v6"] or found["host"], int(found["port"]))
+    match = _ADDRESS.fullmatch(listen)
+    if match is None or int(match["port"]) > 65_535:
+        raise _wrong(f'http.listen = "{listen}" is not an address and port: write 127.0.0.1:8000, [::1]:8000 or a name')
+    return Address(match["v6"] or match["host"], int(match["port"]))
 
 
 def resolve(settings: Http) -> list[str]:
-    """The addresses to listen on. Blocks where a name has to be looked up. Raises StartError."""
+    """The addresses to listen on. Blocks while a name is resolved. Raises StartError."""
     address = parse_address(settings.listen)
     try:
-        found = socket.getaddrinfo(*address, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        infos = socket.getaddrinfo(*address, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except OSError as error:
         raise _wrong(f'http.listen = "{settings.listen}": {error.strerror}') from error
-    return list(dict.fromkeys(str(item[4][0]) for item in found))
+    return list(dict.fromkeys(str(item[4][0]) for item in infos))
 
 
 def check_places(settings: Http, places: list[str], *, has_keys: bool) -> None:
-    """Not anybody may ask. Raises StartError."""
+    """Refuse to serve anonymous clients on a reachable address unless that is allowed. Raises StartError."""
     loopback = all(ipaddress.ip_address(place.partition("%")[0]).is_loopback for place in places)
     if not (has_keys or settings.allow_anonymous or loopback):
         raise _wrong(
-            f'http.listen = "{settings.listen}" can be reached from elsewhere, and nobody would be asked for a key: '
+            f'http.listen = "{settings.listen}" can be reached from other hosts, and no key would be required: '
             "set http.api_keys_file, or http.allow_anonymous = true"
         )
 
 
 def read_keys(settings: Http) -> Keys | None:
-    """The keys, where a file has any. Raises StartError."""
+    """The keys, or None where no file is configured. Raises StartError."""
     if not settings.api_keys_file:
         return None
     try:
@@ -74,14 +74,14 @@ def read_keys(settings: Http) -> Keys | None:
 
 
 def _check_origin(origin: str) -> None:
-    """An origin is as browsers send it, or nobody's. Raises StartError."""
+    """An origin must be in the form that browsers send. Raises StartError."""
     if origin in {"*", "null"}:
         return
     parts = urlsplit(origin)
     if origin != f"{parts.scheme}://{parts.netloc}" or not parts.scheme or not parts.netloc or origin != origin.lower():
         raise _wrong(
-            f'http.cors_origins: "{origin}" is no origin as browsers send it: write scheme, host and port in lower '
-            'case and nothing behind them, as "https://example.com", or "*" for all'
+            f'http.cors_origins: "{origin}" is not an origin as browsers send it: write scheme, host and port in lower '
+            'case and nothing after them, as "https://example.com", or "*" for all'
         )
 
 

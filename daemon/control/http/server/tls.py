@@ -1,4 +1,4 @@
-"""Certificates: read and judged, and replaced by newer ones while the daemon listens. Main thread."""
+"""TLS certificates: loaded and validated, and replaced while the daemon listens. Main thread."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ if TYPE_CHECKING:
 
 
 class RenewableContext(ssl.SSLContext):
-    """What listeners are given, for as long as they listen: each handshake is made in the context of that moment.
+    """The context that listeners hold: each handshake uses the certificate that is in force at that time.
 
-    To load another certificate into a context that is in use would leave an old one in it whose key is of another type.
+    Loading another certificate into a context in use would keep an old certificate whose key is of another type.
     """
 
     current: ssl.SSLContext
 
     @classmethod
     def of(cls, context: ssl.SSLContext | None) -> RenewableContext | None:
-        """Begin with this one; None without TLS."""
+        """Start with this context; None without TLS."""
         if context is None:
             return None
         made = cls(ssl.PROTOCOL_TLS_SERVER)
@@ -38,14 +38,14 @@ class RenewableContext(ssl.SSLContext):
         server_hostname: str | bytes | None = None,
         session: ssl.SSLSession | None = None,
     ) -> ssl.SSLObject:
-        """A handshake begins."""
+        """Called when a handshake begins."""
         return self.current.wrap_bio(incoming, outgoing, server_side, server_hostname, session)
 
 
 def load_certificates(settings: Http) -> ssl.SSLContext | None:
-    """A context with the certificate and its key; None without TLS. Raises StartError where they cannot be used.
+    """A context with the certificate and its key; None without TLS. Raises StartError when they cannot be used.
 
-    Both files are set or none, and nobody is asked for a passphrase.
+    Both files must be set or none; a passphrase is never prompted for.
     """
     if bool(settings.tls_certificate_file) != bool(settings.tls_key_file):
         raise _unusable("http.tls_certificate_file and http.tls_key_file belong together: set both, or none")
@@ -54,21 +54,21 @@ def load_certificates(settings: Http) -> ssl.SSLContext | None:
     for name in ("tls_certificate_file", "tls_key_file"):
         path = Path(getattr(settings, name))
         try:
-            # A pipe would be waited for, and at a reload everybody's streams with it.
+            # Reading a pipe would block, and with it all streams at a reload.
             text = path.read_bytes() if stat.S_ISREG(path.stat().st_mode) else None
         except OSError as error:
             raise _unusable(f'http.{name} = "{path}" cannot be read: {error.strerror}') from error
         if text is None or b"-----BEGIN " not in text:
-            raise _unusable(f'http.{name} = "{path}" is no PEM file')
+            raise _unusable(f'http.{name} = "{path}" is not a PEM file')
         if name == "tls_key_file" and b"ENCRYPTED" in text:
-            raise _unusable(f'http.{name} = "{path}" has a passphrase, and nobody is asked for one: take it off')
+            raise _unusable(f'http.{name} = "{path}" has a passphrase, which cannot be entered: remove it')
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     try:
         context.load_cert_chain(settings.tls_certificate_file, settings.tls_key_file, password="")
     except (OSError, ssl.SSLError) as error:
         raise _unusable(
             f'http.tls_certificate_file = "{settings.tls_certificate_file}" and http.tls_key_file = '
-            f'"{settings.tls_key_file}" do not belong together, or one of them is damaged: {error}'
+            f'"{settings.tls_key_file}" do not match, or one of them is damaged: {error}'
         ) from error
     return context
 

@@ -176,7 +176,7 @@ def test_what_is_no_socket_is_refused_and_kept(directory: Path, kind: str) -> No
         path.symlink_to("/dev/null")
     error = refusal(options(path))
     assert error.exit_status == EXIT_CANNOT_CREATE
-    assert "no socket" in str(error)
+    assert "not a socket" in str(error)
     assert os.path.lexists(path)
 
 
@@ -190,7 +190,7 @@ def test_a_parent_that_is_a_file_is_named(directory: Path) -> None:
     (directory / "file").write_text("")
     error = refusal(options(directory / "file" / "s"))
     assert error.exit_status == EXIT_CANNOT_CREATE
-    assert "no directory" in str(error)
+    assert "not a directory" in str(error)
 
 
 def test_the_longest_path_is_taken_and_a_longer_one_is_refused(directory: Path) -> None:
@@ -355,7 +355,7 @@ def test_variables_meant_for_another_process_are_ignored(directory: Path) -> Non
     [
         ("stream", "type seqpacket"),
         ("tcp", "Unix socket"),
-        ("file", "no socket"),
+        ("file", "not a socket"),
         ("closed", "not open"),
         ("deaf", "does not listen"),
         ("two", "2 sockets"),

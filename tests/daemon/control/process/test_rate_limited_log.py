@@ -55,18 +55,18 @@ def test_what_had_no_line_is_told_of_when_it_may_have_one(clock: Clock, caplog: 
         rare.warn("refused", "full", detail=number)
     assert lines(caplog) == [("refused", "full", 1)]
     clock.now_s += INTERVAL_S / 2
-    rare.tell_due()
+    rare.log_due()
     assert lines(caplog) == []
     clock.now_s += INTERVAL_S / 2
-    rare.tell_due()
+    rare.log_due()
     assert vars(caplog.records[0])["detail"] == 3, "it is about the last of them"
     assert lines(caplog) == [("refused", "full", 3)]
     rare.warn("refused", "full")
     assert lines(caplog) == [], "that was this interval's line"
     clock.now_s += 3 * INTERVAL_S
-    rare.tell_due()
+    rare.log_due()
     assert lines(caplog) == [("refused", "full", 1)]
-    rare.tell_due(at_end=True)
+    rare.log_due(at_end=True)
     assert lines(caplog) == []
 
 
@@ -75,7 +75,7 @@ def test_codes_that_do_not_come_again_are_forgotten(clock: Clock, caplog: pytest
     for number in range(100):
         rare.warn("relay failed", f"upstream {number}")
         clock.now_s += INTERVAL_S
-        rare.tell_due()
+        rare.log_due()
     assert rare.code_count <= 1
     assert len(lines(caplog)) == 100
 
@@ -87,9 +87,9 @@ def test_at_the_end_every_log_tells_what_it_kept(clock: Clock, caplog: pytest.Lo
             rare.warn("refused", "full")
     caplog.clear()
     clock.now_s += 1
-    rate_limited_log.tell_all()
+    rate_limited_log.log_all()
     assert lines(caplog) == [("refused", "full", 2)] * 2
-    rate_limited_log.tell_all()
+    rate_limited_log.log_all()
     assert lines(caplog) == []
 
 
@@ -117,7 +117,7 @@ def test_the_time_comes_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
         logger.addHandler(total)
         for _ in range(3):
             rare.warn("refused", "full")
-        telling = asyncio.ensure_future(rate_limited_log.tell_in_time())
+        telling = asyncio.ensure_future(rate_limited_log.log_as_due())
         try:
             await asyncio.wait_for(total.is_reached.wait(), 30)
         finally:

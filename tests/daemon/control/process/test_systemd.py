@@ -106,7 +106,7 @@ def test_the_watchdog_is_fed_only_while_the_plane_answers(
             heartbeat.pong(cookie)
 
     heartbeat = Heartbeat(notifier, answer_thrice)
-    asyncio.run(beats(heartbeat, lambda: "no sign of life" in caplog.text))
+    asyncio.run(beats(heartbeat, lambda: "did not respond" in caplog.text))
     notifier.close()
     fed = 0
     with contextlib.suppress(BlockingIOError):

@@ -80,7 +80,7 @@ def test_an_answer_in_one_piece_is_accounted_for_once_it_is_known(relays: Relays
         assert said(outcomes) == []
         told.tell(502, "stream_cut: cut")
     assert said(outcomes) == [(502, "stream_cut: cut")]
-    with pytest.raises(AssertionError, match="one thing"):
+    with pytest.raises(AssertionError, match="set twice"):
         told.tell(200)
     relays.settle()
     assert len(outcomes) == 1

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from backends.relay import Origin
-from daemon.control.relay.endpoints import LET_GO_S, Endpoints
+from daemon.control.relay.endpoints import REUSE_DELAY_S, Endpoints
 from daemon.plane import messages as m
 from daemon.plane.relay_table import ENDPOINT_COUNT_MAX
 from tests.daemon.control.channels import parse
@@ -70,7 +70,7 @@ def test_numbers_do_not_run_out(book: Book) -> None:
 
 def test_the_number_used_longest_ago_is_used_again(book: Book) -> None:
     book.fill()
-    book.now_s += LET_GO_S
+    book.now_s += REUSE_DELAY_S
     book.use("old 0")
     book.now_s += 0.1
     assert [book.use("new"), book.use("newer")] == [1, 2]
@@ -80,14 +80,14 @@ def test_the_number_used_longest_ago_is_used_again(book: Book) -> None:
 def test_one_that_leads_nowhere_is_used_first(book: Book) -> None:
     book.fill()
     book.endpoints.forget({b"old 77"})
-    book.now_s += LET_GO_S + 0.1
+    book.now_s += REUSE_DELAY_S + 0.1
     assert book.use("new") == 77
 
 
 def test_a_number_is_not_used_again_soon_after_its_end(book: Book) -> None:
     book.fill()
     book.endpoints.forget({b"old 3"})
-    book.now_s += LET_GO_S - 0.1
+    book.now_s += REUSE_DELAY_S - 0.1
     assert book.take("new") == -1
     book.now_s += 0.2
     assert book.take("new") == 3
@@ -96,11 +96,11 @@ def test_a_number_is_not_used_again_soon_after_its_end(book: Book) -> None:
 def test_a_number_that_is_held_keeps_its_meaning(book: Book) -> None:
     held = [book.take(f"held {index}") for index in range(ENDPOINT_COUNT_MAX)]
     book.endpoints.forget_others([b"held 0"])
-    book.now_s += 100 * LET_GO_S
+    book.now_s += 100 * REUSE_DELAY_S
     assert book.take("new") == -1
     book.endpoints.give_back(held[9])
     assert book.take("new") == -1
-    book.now_s += LET_GO_S + 0.1
+    book.now_s += REUSE_DELAY_S + 0.1
     assert book.take("new") == held[9]
 
 
@@ -109,10 +109,10 @@ def test_each_attempt_holds_it(book: Book) -> None:
         book.take(f"held {index}")
     book.take("held 0")
     book.endpoints.give_back(0)
-    book.now_s += LET_GO_S + 0.1
+    book.now_s += REUSE_DELAY_S + 0.1
     assert book.take("new") == -1
     book.endpoints.give_back(0)
-    book.now_s += LET_GO_S + 0.1
+    book.now_s += REUSE_DELAY_S + 0.1
     assert book.take("new") == 0
 
 

@@ -146,7 +146,7 @@ def test_one_that_does_not_answer_is_given_up_in_time(
         for each in waiting:
             each.close()
         where = f"http://127.0.0.1:{listening.getsockname()[1]}"
-    assert warnings_in(caplog) == [f"upstream a ({where}) cannot be reached: no answer within 0.1 s"]
+    assert warnings_in(caplog) == [f"upstream a ({where}) cannot be reached: no response within 0.1 s"]
 
 
 def test_a_name_that_is_not_found_is_not_reached(

@@ -156,7 +156,7 @@ def test_while_lookups_fail_the_old_addresses_serve(
     assert resolver.addresses(wanted) is None
     assert look_up(loop, resolver, wanted) == found
     assert len(caplog.records) == 1
-    assert "still serve" in caplog.text
+    assert "remain in use" in caplog.text
 
 
 def test_one_lookup_serves_all_who_wait(loop: NameServer, resolver: Resolver) -> None:
@@ -183,7 +183,7 @@ def test_a_lookup_that_hangs_is_a_failure_in_time_and_still_counts_when_it_answe
     resolver.wanted(wanted, done.set)
     loop.run_until_complete(asyncio.wait_for(done.wait(), TIMEOUT_S))
     assert resolver.addresses(wanted) == ()
-    assert "no answer within" in caplog.text
+    assert "no response within" in caplog.text
     loop.now_s += module.FAILURE_TTL_S
     done.clear()
     resolver.wanted(wanted, done.set)

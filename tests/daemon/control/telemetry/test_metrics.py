@@ -149,10 +149,10 @@ def test_requests_over_http_are_counted_by_route() -> None:
     accounts = HttpAccounts()
     accounts.connection_count = lambda: 3
     scope = {"method": "POST", "route": SimpleNamespace(path="/v1/completions")}
-    accounts.answered(scope, 200)
-    accounts.answered(scope, 200)
-    accounts.answered({"method": "BREW"}, 405)
-    accounts.answered(None, 400)
+    accounts.on_response(scope, 200)
+    accounts.on_response(scope, 200)
+    accounts.on_response({"method": "BREW"}, 405)
+    accounts.on_response(None, 400)
     requests, connections = accounts.collect()
     counted = {tuple(sample.labels.values()): sample.value for sample in requests.samples}
     assert counted == {

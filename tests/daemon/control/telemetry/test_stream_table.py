@@ -27,7 +27,7 @@ def test_the_oldest_come_first_and_the_rest_is_counted() -> None:
     now_ns = 1_000_000_000_000
     lines = list(stream_table.lines(snapshot, now_ns, lambda slot: f"backend-{slot}"))
     assert lines[0] == "208 streams, 1 closing, 207 streaming"
-    assert lines[-1] == "... and 8 younger ones"
+    assert lines[-1] == "... and 8 younger streams"
     rows = [line.split() for line in lines[2:-1]]
     assert len(rows) == stream_table.ROWS_MAX
     ages = [float(row[3]) for row in rows]

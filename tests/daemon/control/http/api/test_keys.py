@@ -66,7 +66,7 @@ def test_a_wrong_key(tmp_path: Path, key: str) -> None:
         ("x" * 513, "line 1: a key must be"),
         (f"a name: {KEY}", "line 1: a name must be"),
         (f": {KEY}", "line 1: a name must be"),
-        (f"{KEY}\n\nbob: {KEY}", "line 3: the key stands in another line"),
+        (f"{KEY}\n\nbob: {KEY}", "line 3: the key is also on another line"),
         (f"{KEY}\n\u00e9", "line 2: only ASCII"),
     ],
 )
@@ -87,11 +87,11 @@ def test_a_file_that_everybody_can_read(tmp_path: Path, mode: int) -> None:
 
 
 def test_what_is_no_file(tmp_path: Path) -> None:
-    for path, said in ((tmp_path / "none", "cannot be read"), (tmp_path, "no regular file")):
+    for path, said in ((tmp_path / "none", "cannot be read"), (tmp_path, "not a regular file")):
         with pytest.raises(KeysError, match=said):
             Keys(str(path))
     os.mkfifo(tmp_path / "pipe", 0o600)
-    with pytest.raises(KeysError, match="no regular file"):  # and does not wait for a writer
+    with pytest.raises(KeysError, match="not a regular file"):  # and does not wait for a writer
         Keys(str(tmp_path / "pipe"))
 
 

@@ -14,16 +14,16 @@ from daemon.control.process.exit_codes import EXIT_CONFIGURATION, StartError
 
 ROOT = Path(__file__).resolve().parents[5]
 WRONG = {
-    "no port": ({"listen": "127.0.0.1"}, "no address and port"),
-    "a port too large": ({"listen": "127.0.0.1:99999"}, "no address and port"),
+    "no port": ({"listen": "127.0.0.1"}, "not an address and port"),
+    "a port too large": ({"listen": "127.0.0.1:99999"}, "not an address and port"),
     "anybody": ({"listen": "0.0.0.0:8100"}, "set http.api_keys_file"),
     "no such name": ({"listen": "nonexistent.invalid:8100"}, "http.listen"),
     "no keys": ({"api_keys_file": "/nonexistent/keys"}, "cannot be read"),
     "a certificate alone": ({"tls_certificate_file": "/tmp/a.pem"}, "belong together"),
     "no certificate": ({"tls_certificate_file": "/nonexistent/a", "tls_key_file": "/nonexistent/b"}, "cannot be read"),
-    "no PEM": ({"tls_certificate_file": "/etc/hostname", "tls_key_file": "/etc/hostname"}, "is no PEM file"),
-    "a host as origin": ({"cors_origins": ("example.com",)}, "is no origin"),
-    "an origin with a path": ({"cors_origins": ("https://example.com/",)}, "is no origin"),
+    "no PEM": ({"tls_certificate_file": "/etc/hostname", "tls_key_file": "/etc/hostname"}, "is not a PEM file"),
+    "a host as origin": ({"cors_origins": ("example.com",)}, "is not an origin"),
+    "an origin with a path": ({"cors_origins": ("https://example.com/",)}, "is not an origin"),
 }
 
 
