@@ -90,8 +90,8 @@ def linker(target: Target) -> list[str]:
     """
     native = sysconfig.get_platform().endswith(target.machine)
     for name in ("ld", "ld.lld") if native else (f"{target.machine}-linux-gnu-ld", "ld.lld"):
-        if found := shutil.which(name):
-            return [found]
+        if path := shutil.which(name):
+            return [path]
     if find_spec("ziglang") is not None:
         return [sys.executable, "-m", "ziglang", "ld.lld"]
     raise BuildError(

@@ -49,32 +49,32 @@ def _collect_variables_in_one_list() -> None:
     # The original concatenates a list per level of nesting, and calls isinstance five times for each value.
     collectors: dict[type, Callable[[Any, list[Any]], None]] = {}
 
-    def collect(value: Any, found: list[Any]) -> None:
+    def collect(value: Any, variables: list[Any]) -> None:
         kind = value.__class__
         collector = collectors.get(kind)
         if collector is None:
             collector = collectors[kind] = collector_of(kind)
-        collector(value, found)
+        collector(value, variables)
 
-    def of_sequence(values: Any, found: list[Any]) -> None:
+    def of_sequence(values: Any, variables: list[Any]) -> None:
         for value in values:
-            collect(value, found)
+            collect(value, variables)
 
     def collector_of(value_type: type) -> Callable[[Any, list[Any]], None]:
         if issubclass(value_type, Variable):
-            return lambda variable, found: found.append(variable)
+            return lambda variable, variables: variables.append(variable)
         if issubclass(value_type, Instruction):
-            return lambda instruction, found: found.extend(instruction.list_vars())
+            return lambda instruction, variables: variables.extend(instruction.list_vars())
         if issubclass(value_type, list | tuple):
             return of_sequence
         if issubclass(value_type, dict):
-            return lambda mapping, found: of_sequence(mapping.values(), found)
+            return lambda mapping, variables: of_sequence(mapping.values(), variables)
         return lambda _value, _found: None
 
     def list_variables(_instruction: Any, value: Any) -> list[Any]:
-        found: list[Any] = []
-        collect(value, found)
-        return found
+        variables: list[Any] = []
+        collect(value, variables)
+        return variables
 
     Instruction._rec_list_vars = list_variables
 

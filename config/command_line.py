@@ -117,10 +117,10 @@ def _add(made: argparse.ArgumentParser, option: str, path: str) -> None:
 
 
 def _metrics(text: str) -> dict[str, str]:
-    found = _METRICS.fullmatch(text)
-    if found is None:
+    match = _METRICS.fullmatch(text)
+    if match is None:
         raise argparse.ArgumentTypeError(f"{text!r} is not PORT, ADDRESS:PORT or [IPV6]:PORT")
-    values = {"monitoring.metrics_port": found["port"]}
-    if found["address"] is not None:
-        values["monitoring.metrics_address"] = found["address"].strip("[]")
+    values = {"monitoring.metrics_port": match["port"]}
+    if match["address"] is not None:
+        values["monitoring.metrics_address"] = match["address"].strip("[]")
     return values

@@ -104,14 +104,14 @@ def load(argv: Sequence[str], environment: Mapping[str, str] | None = None) -> L
 
 def _environment_values(environment: Mapping[str, str]) -> dict[str, tuple[object, str]]:
     runner = RUNNERS.get(environment.get(RUNNER_TYPE, "").strip())
-    found: dict[str, tuple[object, str]] = (
+    values: dict[str, tuple[object, str]] = (
         {} if runner is None else {runner[0]: (runner[1], f"environment {RUNNER_TYPE}")}
     )
     for variable, path in ENVIRONMENT.items():
         text = environment.get(variable, "").strip()
         if text:
-            found[path] = check_text(path, text, "environment", variable), f"environment {variable}"
-    return found
+            values[path] = check_text(path, text, "environment", variable), f"environment {variable}"
+    return values
 
 
 def _runner_warnings(environment: Mapping[str, str]) -> tuple[str, ...]:

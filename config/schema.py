@@ -180,9 +180,9 @@ def _checked(key: Key, value: object, origin: str, shown_as: str | None = None) 
     if is_float_for_integer or not is_power:
         raise _refused(key, value, origin, shown_as)
     if key.name == HEADERS:
-        found = fault(cast("dict[str, str]", accepted))
-        if found:
-            raise ConfigError(f"{origin}: {key.path}: {found}")
+        problem = fault(cast("dict[str, str]", accepted))
+        if problem:
+            raise ConfigError(f"{origin}: {key.path}: {problem}")
     return accepted
 
 
@@ -237,8 +237,8 @@ def check_text(path: str, text: str, origin: str, shown_as: str | None = None) -
 
 def _octal(value: object) -> int | None:
     """A mode written as text; otherwise None, which every setting rejects."""
-    found = _OCTAL_TEXT.fullmatch(value) if isinstance(value, str) else None
-    return int(found[2], 8) if found else None
+    match = _OCTAL_TEXT.fullmatch(value) if isinstance(value, str) else None
+    return int(match[2], 8) if match else None
 
 
 def _refused(
@@ -290,7 +290,7 @@ def _described(described: inspect.Type) -> str:
     if isinstance(described, inspect.VarTupleType | inspect.ListType | inspect.DictType):
         return _described_collection(described)
     if isinstance(described, inspect.UnionType):
-        return " or ".join(_described(one) for one in described.types)
+        return " or ".join(_described(member) for member in described.types)
     return (
         "a table"
         if isinstance(described, inspect.StructType)
@@ -380,7 +380,7 @@ def suggestion(section: str, name: str, more: typing.Iterable[str] = ()) -> str:
     close = difflib.get_close_matches(name, own, n=1)
     if close:
         return f"; did you mean {section}.{close[0]}?"
-    by_name = {key.name: key.path for key in reversed(KEYS.values())} | {one: one for one in more}
+    by_name = {key.name: key.path for key in reversed(KEYS.values())} | {other: other for other in more}
     close = difflib.get_close_matches(name, by_name, n=1)
     if close:
         return f"; did you mean {by_name[close[0]]}?"

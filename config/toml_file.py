@@ -117,16 +117,16 @@ def _quote_bare_modes(text: str, origin: str, warnings: list[str]) -> str:
     as octal digits it lets every user connect, so neither reading may be assumed. 660 is too large to be decimal.
     """
 
-    def quoted(found: re.Match[str]) -> str:
-        before = text[: found.start()]
+    def quoted(match: re.Match[str]) -> str:
+        before = text[: match.start()]
         if before.count('"""') % 2 or before.count("'''") % 2:
-            return found[0]  # a line within a multi-line string, not a key
-        mode, line = found["digits"], before.count("\n") + 1
+            return match[0]  # a line within a multi-line string, not a key
+        mode, line = match["digits"], before.count("\n") + 1
         if not mode.startswith("0") and len(mode) <= len(str(_MODE_MAX)) and int(mode) <= _MODE_MAX:
-            return found[0]
+            return match[0]
         if not mode.startswith("0o"):
             warnings.append(f'{origin}: line {line}: socket_mode = {mode} is read as octal; write "{mode.zfill(4)}"')
-        return f'{found["before"]}"{mode}"'
+        return f'{match["before"]}"{mode}"'
 
     return _BARE_SOCKET_MODE.sub(quoted, text)
 

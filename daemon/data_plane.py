@@ -45,9 +45,9 @@ class KernelReport:
 
 def _open_kernel(settings: Settings, buffers: Buffers | None = None) -> tuple[Ring | None, KernelReport]:
     """The ring, or None for epoll, by the settings and the kernel's abilities. Called on the thread that uses it."""
-    wanted = settings.server.kernel
+    configured = settings.server.kernel
     version = kernel_version()
-    if wanted == "epoll":
+    if configured == "epoll":
         return None, KernelReport(version, "epoll", "selected by the configuration", io_uring_available=False)
     performance = settings.performance
     try:
@@ -58,10 +58,10 @@ def _open_kernel(settings: Settings, buffers: Buffers | None = None) -> tuple[Ri
             buffers=buffers,
         )
     except KernelError as error:
-        if wanted == "io_uring":
+        if configured == "io_uring":
             raise
         return None, KernelReport(version, "epoll", f"io_uring cannot be used: {error}", io_uring_available=False)
-    reason = "selected by the configuration" if wanted == "io_uring" else "available"
+    reason = "selected by the configuration" if configured == "io_uring" else "available"
     return ring, KernelReport(version, "io_uring", reason, io_uring_available=True, features=dict(ring.features))
 
 

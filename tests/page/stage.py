@@ -23,7 +23,7 @@ from backends.interface import Request
 from daemon.control.http.api.errors import ApiError
 from daemon.control.http.api.model_routing import Router, Served, UpstreamModels
 from daemon.control.http.uvicorn.application import Options, build
-from daemon.control.telemetry.server import Answer, json_answer
+from daemon.control.telemetry.server import PageResponse, json_response
 from tests.ports import unused_port
 
 if TYPE_CHECKING:
@@ -226,10 +226,10 @@ class StageFront:
 # ---- the rest
 
 
-def ready(stage: Stage) -> Answer:
+def ready(stage: Stage) -> PageResponse:
     if stage.is_ready:
-        return json_answer(HTTPStatus.OK, {"status": "ready"})
-    return json_answer(HTTPStatus.SERVICE_UNAVAILABLE, {"status": "not ready", "reason": "draining"})
+        return json_response(HTTPStatus.OK, {"status": "ready"})
+    return json_response(HTTPStatus.SERVICE_UNAVAILABLE, {"status": "not ready", "reason": "draining"})
 
 
 def application(stage: Stage) -> FastAPI:

@@ -52,10 +52,10 @@ class Gate:
             limit = self._policy.handoff_bytes_max
             raise Refusal(413, "handoff_too_large", f"the handoff's data is larger than {limit} bytes")
 
-    def check_peer(self, found: int, inspector: Inspector) -> None:
-        """Refuse a handoff from a process that is not allowed; `found` is what `inspector.inspect` returned."""
+    def check_peer(self, result: int, inspector: Inspector) -> None:
+        """Refuse a handoff from a process that is not allowed; `result` is what `inspector.inspect` returned."""
         policy = self._policy
-        allowed = found != PEER_UNKNOWN and (
+        allowed = result != PEER_UNKNOWN and (
             inspector.uid in policy.allowed_uids or inspector.gid in policy.allowed_gids
         )
         if not allowed:

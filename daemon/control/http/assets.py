@@ -74,10 +74,10 @@ class Assets:
 
     def __init__(self, folder: Path | None, names: tuple[str, ...] = ()) -> None:
         """All files of the folder with a known type, or those in `names`. A missing folder is empty."""
-        found = () if folder is None or not folder.is_dir() else folder.iterdir()
+        paths = () if folder is None or not folder.is_dir() else folder.iterdir()
         self._files = {
             path.name: path
-            for path in found
+            for path in paths
             if path.suffix in _TYPES and path.is_file() and (not names or path.name in names)
         }
         self._tags: dict[str, tuple[tuple[int, ...], str]] = {}  # by name, with the file state it belongs to

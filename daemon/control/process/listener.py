@@ -170,8 +170,8 @@ def _set_owner(path: Path, options: ListenerOptions) -> None:
     try:
         os.chown(path, user_id, group_id)
     except OSError as error:
-        wanted = f"{options.owner}:{options.group}"
-        raise StartError(f"cannot give {path} to {wanted}: {error.strerror}", EXIT_NO_PERMISSION) from error
+        new_owner = f"{options.owner}:{options.group}"
+        raise StartError(f"cannot give {path} to {new_owner}: {error.strerror}", EXIT_NO_PERMISSION) from error
 
 
 def _number(name: str, find: Callable[[str], int]) -> int:
@@ -292,8 +292,8 @@ def _inherited_socket(options: ListenerOptions, environment: MutableMapping[str,
         raise StartError(message, EXIT_CONFIGURATION)
     listening = socket.socket(fileno=SYSTEMD_FD_FIRST)
     listening.set_inheritable(False)
-    wanted = SOCKET_TYPES[options.socket_type]
-    if listening.family != socket.AF_UNIX or listening.type != wanted:
+    expected_type = SOCKET_TYPES[options.socket_type]
+    if listening.family != socket.AF_UNIX or listening.type != expected_type:
         message = f"systemd's socket must be a Unix socket of type {options.socket_type} (ListenSequentialPacket=)"
         raise StartError(message, EXIT_CONFIGURATION)
     if not listening.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):

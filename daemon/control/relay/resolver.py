@@ -121,29 +121,29 @@ class Resolver:
             entry.lookup = essential_task(self._loop, LOOKUP, self._find(origin, entry))
 
     async def _find(self, origin: Origin, entry: _Entry) -> None:
-        found: tuple[bytes, ...] = ()
+        addresses: tuple[bytes, ...] = ()
         reason = "it has no address"
         try:
             host = origin.host if origin.host.isascii() else origin.host.encode("idna").decode()
             infos = await self._loop.getaddrinfo(host, origin.port, type=socket.SOCK_STREAM, proto=socket.IPPROTO_TCP)
-            found = _packed(infos)
+            addresses = _packed(infos)
         except socket.gaierror as error:
             reason = error.strerror or str(error)
         except (OSError, ValueError) as error:  # an invalid name for a name server
             reason = str(error)
         entry.lookup = None
-        if found:
-            self._found(origin, entry, found)
+        if addresses:
+            self._store(origin, entry, addresses)
         else:
             self._failed(origin, entry, reason)
 
-    def _found(self, origin: Origin, entry: _Entry, found: tuple[bytes, ...]) -> None:
+    def _store(self, origin: Origin, entry: _Entry, addresses: tuple[bytes, ...]) -> None:
         if entry.failure_said:
             logger.info("the name of upstream %s can be resolved again", origin.name)
             entry.failure_said = False
-        removed = tuple(address for address in entry.addresses if address not in found)
+        removed = tuple(address for address in entry.addresses if address not in addresses)
         now_s = self._clock()
-        entry.addresses = found
+        entry.addresses = addresses
         entry.fresh_until_s, entry.stale_at_s = now_s + TTL_S, now_s + STALE_S_MAX
         if removed:
             self.changed(origin, removed)
@@ -177,11 +177,11 @@ def _ignore(_origin: Origin, _removed: tuple[bytes, ...]) -> None:
 
 def _packed(infos: Sequence[tuple[Any, Any, Any, Any, Any]]) -> tuple[bytes, ...]:
     """The results of getaddrinfo in its order (RFC 6724), without duplicates."""
-    found: dict[bytes, None] = {}
+    addresses: dict[bytes, None] = {}
     for family, _, _, _, address in infos:
         if family == socket.AF_INET:
-            found[packed_ipv4(socket.inet_pton(family, address[0]), address[1])] = None
+            addresses[packed_ipv4(socket.inet_pton(family, address[0]), address[1])] = None
         elif family == socket.AF_INET6:
             host = address[0].partition("%")[0]  # the scope is in a field of its own
-            found[packed_ipv6(socket.inet_pton(family, host), address[1], address[2], address[3])] = None
-    return tuple(found)[:ADDRESSES_MAX]
+            addresses[packed_ipv6(socket.inet_pton(family, host), address[1], address[2], address[3])] = None
+    return tuple(addresses)[:ADDRESSES_MAX]

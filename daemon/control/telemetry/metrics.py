@@ -13,7 +13,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
-from daemon.control.telemetry.server import Answer
+from daemon.control.telemetry.server import PageResponse
 from daemon.plane import counters
 
 if TYPE_CHECKING:
@@ -165,10 +165,10 @@ class MetricsPage:
         PlatformCollector(registry=self._registry)
         GCCollector(registry=self._registry)
 
-    def __call__(self, accept: str) -> Answer:
+    def __call__(self, accept: str) -> PageResponse:
         """Text or OpenMetrics, by the scraper's Accept header."""
         try:
             encode, content_type = choose_encoder(accept)
         except (TypeError, ValueError):  # raised by the library for an invalid version
             encode, content_type = choose_encoder("")
-        return Answer(HTTPStatus.OK, encode(self._registry), content_type)
+        return PageResponse(HTTPStatus.OK, encode(self._registry), content_type)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from config import VERSION
 from config.library import PLANE, level_of
-from daemon.control.telemetry.server import Answer, json_answer
+from daemon.control.telemetry.server import PageResponse, json_response
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -62,7 +62,7 @@ class Condition:
 def health_page(accounts: Accounts) -> Page:
     """Healthy as long as this function runs: the control plane makes progress. A dead data plane ends the process."""
 
-    def health(_accept: str) -> Answer:
+    def health(_accept: str) -> PageResponse:
         uptime_s = (time.monotonic_ns() - accounts.start_ns) // 1_000_000_000
         fields = {
             "status": "healthy",
@@ -70,7 +70,7 @@ def health_page(accounts: Accounts) -> Page:
             "version": VERSION,
             "uptime_seconds": uptime_s,
         }
-        return json_answer(HTTPStatus.OK, fields)
+        return json_response(HTTPStatus.OK, fields)
 
     return health
 
@@ -79,7 +79,7 @@ def ready_page(accounts: Accounts, condition: Condition) -> Page:
     """200 when new streams are accepted, otherwise 503; both give the reason."""
     planes = condition.planes
 
-    def ready(_accept: str) -> Answer:
+    def ready(_accept: str) -> PageResponse:
         backends: dict[str, dict[str, int]] = {}
         for name in condition.backend_names:
             counts = accounts.backends[name]
@@ -112,7 +112,7 @@ def ready_page(accounts: Accounts, condition: Condition) -> Page:
             "backends": backends,
             "upstreams": {each.name: {"reachable": each.reachable, "breaker": each.breaker} for each in upstreams},
         }
-        return json_answer(HTTPStatus.SERVICE_UNAVAILABLE if reason else HTTPStatus.OK, fields)
+        return json_response(HTTPStatus.SERVICE_UNAVAILABLE if reason else HTTPStatus.OK, fields)
 
     return ready
 

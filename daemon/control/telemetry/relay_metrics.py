@@ -128,13 +128,13 @@ class RelayCollector(Collector):
     def _conventions(self) -> Iterator[Metric]:
         families = {family: _histogram(family) for family in (_FIRST_TOKEN, _PER_TOKEN, _DURATION, _USAGE)}
         for upstream, accounts in self._accounts.upstreams.items():
-            for models, found in accounts.models.items():
+            for models, counts in accounts.models.items():
                 labels = [OPERATION, PROVIDER, upstream, *models]
-                _add(families[_FIRST_TOKEN], labels, found.first_token)
-                _add(families[_PER_TOKEN], labels, found.per_token)
-                for error, duration in found.durations.items():
+                _add(families[_FIRST_TOKEN], labels, counts.first_token)
+                _add(families[_PER_TOKEN], labels, counts.per_token)
+                for error, duration in counts.durations.items():
                     _add(families[_DURATION], [*labels, error], duration)
-                for (direction, is_estimated), usage in found.usage.items():
+                for (direction, is_estimated), usage in counts.usage.items():
                     _add(families[_USAGE], [*labels, direction, str(is_estimated).lower()], usage)
         yield from families.values()
 
@@ -242,8 +242,8 @@ _UPSTREAM_COUNTERS = (
 
 def _ends_by_model(accounts: UpstreamAccounts) -> dict[str, Counter[str]]:
     ends: dict[str, Counter[str]] = {}
-    for models, found in accounts.models.items():
-        ends.setdefault(models.asked, Counter()).update(found.ended)
+    for models, counts in accounts.models.items():
+        ends.setdefault(models.asked, Counter()).update(counts.ended)
     return ends
 
 

@@ -32,8 +32,8 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Answer:
-    """What a page says."""
+class PageResponse:
+    """The response of a page."""
 
     status: HTTPStatus
     body: bytes
@@ -53,18 +53,18 @@ class Answer:
 
 if TYPE_CHECKING:
     # A page is called with the request's Accept header.
-    Page = Callable[[str], Answer]
+    Page = Callable[[str], PageResponse]
 
 
-def json_answer(status: HTTPStatus, fields: Mapping[str, object]) -> Answer:
+def json_response(status: HTTPStatus, fields: Mapping[str, object]) -> PageResponse:
     """A JSON response."""
-    return Answer(status, json.dumps(fields).encode() + b"\n")
+    return PageResponse(status, json.dumps(fields).encode() + b"\n")
 
 
-def problem(status: HTTPStatus) -> Answer:
+def problem(status: HTTPStatus) -> PageResponse:
     """An error in the form of RFC 9457."""
     body = json.dumps({"title": status.phrase, "status": status.value}).encode() + b"\n"
-    return Answer(status, body, "application/problem+json")
+    return PageResponse(status, body, "application/problem+json")
 
 
 class _Connection(asyncio.Protocol):
@@ -85,7 +85,7 @@ class _Connection(asyncio.Protocol):
         self._accept = ""
         self._received_bytes = 0
         self._head_is_complete = False
-        self._is_answered = False
+        self._has_responded = False
 
     # Called by the event loop.
 
@@ -99,7 +99,7 @@ class _Connection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         self._received_bytes += len(data)
-        if self._is_answered:
+        if self._has_responded:
             if self._received_bytes > DISCARDED_BYTES_MAX:
                 self.abort()
             return
@@ -109,12 +109,12 @@ class _Connection(asyncio.Protocol):
             pass  # the head is complete; a requested upgrade is ignored
         except httptools.HttpParserError:
             if not self._head_is_complete:
-                self._answer(problem(HTTPStatus.BAD_REQUEST))
+                self._respond(problem(HTTPStatus.BAD_REQUEST))
                 return
         if self._head_is_complete:
-            self._answer(self._find_answer())
+            self._respond(self._find_response())
         elif self._received_bytes > HEAD_BYTES_MAX:
-            self._answer(problem(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE))
+            self._respond(problem(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE))
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002
         self._connections.discard(self)
@@ -143,7 +143,7 @@ class _Connection(asyncio.Protocol):
         if self._transport is not None:
             self._transport.abort()
 
-    def _find_answer(self) -> Answer:
+    def _find_response(self) -> PageResponse:
         if self._method not in {b"GET", b"HEAD"}:
             return problem(HTTPStatus.METHOD_NOT_ALLOWED)
         try:
@@ -159,13 +159,13 @@ class _Connection(asyncio.Protocol):
             logger.exception("the page %s failed", path)
             return problem(HTTPStatus.INTERNAL_SERVER_ERROR)
 
-    def _answer(self, answer: Answer) -> None:
+    def _respond(self, response: PageResponse) -> None:
         assert self._transport is not None
-        assert not self._is_answered
-        self._is_answered = True
+        assert not self._has_responded
+        self._has_responded = True
         self._received_bytes = 0
         self._set_deadline()
-        self._transport.write(answer.encoded(with_body=self._method != b"HEAD"))
+        self._transport.write(response.encoded(with_body=self._method != b"HEAD"))
         self._transport.write_eof()
 
     def _set_deadline(self) -> None:

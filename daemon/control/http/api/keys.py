@@ -51,15 +51,15 @@ class Keys:
         if scheme.lower() != "bearer" or not key:
             raise ApiError(401, "missing_api_key", MISSING, headers={"WWW-Authenticate": "Bearer"})
         digest = _digest(key)
-        found = ""
+        user = ""
         # Compare with every key, so that timing does not reveal which keys are close.
         for known, name in self._users:
             if hmac.compare_digest(digest, known):
-                found = name
-        if not found:
+                user = name
+        if not user:
             headers = {"WWW-Authenticate": 'Bearer error="invalid_token"'}
             raise ApiError(401, "invalid_api_key", UNKNOWN, headers=headers)
-        return found
+        return user
 
 
 def _digest(key: str) -> bytes:

@@ -37,7 +37,7 @@ class Usage(Described):
 
 
 class CompletionChoice(Described):
-    """One answer."""
+    """One choice."""
 
     index: int
     text: str
@@ -66,7 +66,7 @@ class AnswerMessage(Described):
 
 
 class ChatChoice(Described):
-    """One answer."""
+    """One choice."""
 
     index: int
     message: AnswerMessage

@@ -37,20 +37,20 @@ def check(settings: Http) -> None:
 
 def parse_address(listen: str) -> Address:
     """`HOST:PORT` or `[IPV6]:PORT`. Raises StartError."""
-    found = _ADDRESS.fullmatch(listen)
-    if found is None or int(found["port"]) > 65_535:
+    match = _ADDRESS.fullmatch(listen)
+    if match is None or int(match["port"]) > 65_535:
         raise _wrong(f'http.listen = "{listen}" is not an address and port: write 127.0.0.1:8000, [::1]:8000 or a name')
-    return Address(found["v6"] or found["host"], int(found["port"]))
+    return Address(match["v6"] or match["host"], int(match["port"]))
 
 
 def resolve(settings: Http) -> list[str]:
     """The addresses to listen on. Blocks while a name is resolved. Raises StartError."""
     address = parse_address(settings.listen)
     try:
-        found = socket.getaddrinfo(*address, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        infos = socket.getaddrinfo(*address, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except OSError as error:
         raise _wrong(f'http.listen = "{settings.listen}": {error.strerror}') from error
-    return list(dict.fromkeys(str(item[4][0]) for item in found))
+    return list(dict.fromkeys(str(item[4][0]) for item in infos))
 
 
 def check_places(settings: Http, places: list[str], *, has_keys: bool) -> None:

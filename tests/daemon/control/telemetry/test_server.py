@@ -15,7 +15,7 @@ import uvloop
 
 from daemon.control.process.exit_codes import StartError
 from daemon.control.telemetry import server as module
-from daemon.control.telemetry.server import Answer, MonitoringServer, json_answer
+from daemon.control.telemetry.server import MonitoringServer, PageResponse, json_response
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -23,16 +23,16 @@ if TYPE_CHECKING:
     from daemon.control.telemetry.server import Page
 
 
-def page_failing(_accept: str) -> Answer:
+def page_failing(_accept: str) -> PageResponse:
     raise ValueError("broken page")
 
 
 PAGES: dict[str, Page] = {
-    "/health": lambda _accept: json_answer(HTTPStatus.OK, {"status": "healthy"}),
-    "/ready": lambda _accept: json_answer(HTTPStatus.SERVICE_UNAVAILABLE, {"ready": False}),
-    "/metrics": lambda accept: Answer(HTTPStatus.OK, accept.encode(), "text/plain"),
+    "/health": lambda _accept: json_response(HTTPStatus.OK, {"status": "healthy"}),
+    "/ready": lambda _accept: json_response(HTTPStatus.SERVICE_UNAVAILABLE, {"ready": False}),
+    "/metrics": lambda accept: PageResponse(HTTPStatus.OK, accept.encode(), "text/plain"),
     "/broken": page_failing,
-    "/large": lambda _accept: Answer(HTTPStatus.OK, b"x" * 20_000_000, "text/plain"),
+    "/large": lambda _accept: PageResponse(HTTPStatus.OK, b"x" * 20_000_000, "text/plain"),
 }
 
 

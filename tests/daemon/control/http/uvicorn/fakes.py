@@ -19,7 +19,7 @@ from backends.sse import DONE
 from daemon.control.http.api.model_routing import Router, Served
 from daemon.control.http.uvicorn.application import Options, build
 from daemon.control.http.uvicorn.interface import StreamCut
-from daemon.control.telemetry.server import Answer, json_answer
+from daemon.control.telemetry.server import PageResponse, json_response
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Generator, Mapping
@@ -137,8 +137,8 @@ class FakeFront:
 CUT = StreamCut("cut")
 
 
-def page(code: HTTPStatus, **fields: object) -> Callable[[str], Answer]:
-    return lambda _accept: json_answer(code, fields)
+def page(code: HTTPStatus, **fields: object) -> Callable[[str], PageResponse]:
+    return lambda _accept: json_response(code, fields)
 
 
 def options(**more: object) -> Options:
