@@ -80,7 +80,7 @@ def parser() -> argparse.ArgumentParser:
         epilog="Precedence: the command line, the environment, the file, the defaults. "
         "The file is that of --config, or the first that exists of ./streaming-daemon.toml, "
         "/etc/streaming-daemon/config.toml and /etc/streaming-daemon.toml. "
-        f"`{PROGRAM} mel FILE` computes the features of an audio file, without a daemon.",
+        f"To compute the features of an audio file without a daemon: {PROGRAM} mel FILE.",
         argument_default=argparse.SUPPRESS,
     )
     for option, path in OPTIONS.items():

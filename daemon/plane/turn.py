@@ -74,7 +74,7 @@ def turn(plane: Any) -> int:
     # 7. Standing operations
     arm_commands(plane)
     count(plane, SUBMISSIONS, plane.submission_pending - pending_before)
-    # 8. Until when to sleep
+    # 8. Sleep
     must_go_on = plane.ready_head >= 0 or plane.connection_ready_head >= 0 or is_starved or not plane.command_in_flight
     plane.wait_until_ns = 0 if must_go_on else _next_due_ns(plane)
     return STOPPED if _has_stopped(plane) else 0

@@ -125,7 +125,7 @@ def test_a_renewed_certificate_is_used_from_the_next_handshake_on(kernel: str, t
 def test_a_renewal_that_is_broken_changes_nothing_and_says_so(kernel: str, tmp_path: Path, files: Files) -> None:
     with serving(kernel, tmp_path, http_config(settings_of(files))) as front:
         for name, spoil, said in (
-            ("another's key", lambda: shutil.copy(RENEWED.key_file, files.key), "do not belong together"),
+            ("another's key", lambda: shutil.copy(RENEWED.key_file, files.key), "do not match"),
             ("no key", files.key.unlink, "cannot be read: No such file or directory"),
             ("half a certificate", lambda: os.truncate(files.certificate, 200), "or one of them is damaged"),
             ("no PEM", lambda: files.certificate.write_text("renewed"), "is not a PEM file"),

@@ -25,7 +25,7 @@ STREAM_SOCKET = 0
 NOT_A_STREAM_SOCKET = 1
 PEER_UNKNOWN = 2  # the peer's credentials were requested and are not available
 
-# Flags: what to do besides checking the type.
+# Options of `inspect`: what to do besides checking the type.
 WANT_CREDENTIALS = 1
 CLEAR_NONBLOCKING = 2  # io_uring itself waits on a blocking socket, and fails on a non-blocking one where it would wait
 
@@ -86,7 +86,7 @@ def _file_control_compiled(fd: Any, operation: Any, value: Any) -> Any:
 
 
 @compiled
-def inspect(client_fd: int, peer_fd: int, flags: int, address: int) -> int:
+def inspect(client_fd: int, peer_fd: int, options: int, address: int) -> int:
     """Check and prepare a descriptor; `address` is that of an `Inspector`'s words. STREAM_SOCKET or the fault."""
     scratch = _scratch_at(address)
     # Only TCP accepts TCP_NODELAY: if it does, this is a stream socket. Otherwise query the type.
@@ -99,11 +99,11 @@ def inspect(client_fd: int, peer_fd: int, flags: int, address: int) -> int:
     # SO_LINGER may be set on the socket: then close would block, and every stream with it, until the client has read
     # what was sent, or it would send a reset.
     _set_option(client_fd, _SOL_SOCKET, _SO_LINGER, address + _LINGER_OFFSET, _LINGER_BYTES)
-    if flags & CLEAR_NONBLOCKING:
+    if options & CLEAR_NONBLOCKING:
         flags = _file_control(client_fd, _F_GETFL, 0)
         if flags >= 0 and flags & _O_NONBLOCK:
             _file_control(client_fd, _F_SETFL, flags & ~_O_NONBLOCK)
-    if flags & WANT_CREDENTIALS:
+    if options & WANT_CREDENTIALS:
         scratch.size = _CREDENTIALS_BYTES
         place = address + _CREDENTIALS_OFFSET
         if _get_option(peer_fd, _SOL_SOCKET, _SO_PEERCRED, place, address + _SIZE_OFFSET) != 0:
@@ -123,9 +123,9 @@ class Inspector:
         self._address = int(self._words.ctypes.data)
         self._inspect = native(PLANE, f"{__name__}.inspect", holds_gil=True)
 
-    def inspect(self, client_fd: int, peer_fd: int, flags: int) -> int:
+    def inspect(self, client_fd: int, peer_fd: int, options: int) -> int:
         """Check and prepare a client's descriptor: STREAM_SOCKET, or the fault."""
-        return int(self._inspect(client_fd, peer_fd, flags, self._address))
+        return int(self._inspect(client_fd, peer_fd, options, self._address))
 
     @property
     def uid(self) -> int:
