@@ -265,6 +265,18 @@ class Entry:
             return None
         raise _error(fault)
 
+    def for_one_thread(self) -> Callable[..., int]:
+        """The same for a result that is one number, in a third of the time: memory for the call is made only once."""
+        function, result, fault = self._function, self._result_type(), ctypes.POINTER(_Fault)()
+        result_address, fault_address = ctypes.byref(result), ctypes.byref(fault)
+
+        def call(*arguments: int) -> int:
+            if function(result_address, fault_address, *arguments) != 0:
+                raise _error(fault)
+            return int(result.value)
+
+        return call
+
 
 def _error(fault: Any) -> Exception:
     """The exception raised by compiled code."""
@@ -335,10 +347,11 @@ def _build(source: Source) -> Description:
     return check(source)
 
 
-def native(source: Source, name: str, *, holds_gil: bool = False) -> Callable[..., Any]:
+def native(source: Source, name: str, *, is_short: bool = False) -> Callable[..., Any]:
     """The compiled form of an entry point, by the full name of its Python function, which is not imported.
 
-    When code is interpreted (in tests), the Python function itself.
+    `is_short` is for what one thread calls often, for a microsecond: it keeps the GIL. When code is interpreted (in
+    tests), the result is the Python function itself.
 
     Raises:
         LibraryError: the library must not be used; the message names the remedy.
@@ -346,4 +359,5 @@ def native(source: Source, name: str, *, holds_gil: bool = False) -> Callable[..
     if INTERPRETED:
         module, _, function = name.rpartition(".")
         return cast("Callable[..., Any]", getattr(import_module(module), function))
-    return load(source).entry(name, holds_gil=holds_gil)
+    entry = load(source).entry(name, holds_gil=is_short)
+    return entry.for_one_thread() if is_short else entry

@@ -112,7 +112,13 @@ class Service:
         self._planes = Planes(self._loop, self._settings, registry)
         self._listener = open_listener(ListenerOptions.of(self._settings.server), os.environ)
         self._heartbeat = Heartbeat(self._notifier, self._planes.ping)
-        self._planes.start(self._listener.socket.fileno(), self._accounts, self._heartbeat.pong, self._data_plane_died)
+        self._planes.start(
+            self._listener.socket.fileno(),
+            self._accounts,
+            self._heartbeat.pong,
+            self._data_plane_died,
+            self._containment.contain_event,
+        )
         await self._start_monitoring(registry)
         signals.install_others(self._loop, self._reload, functools.partial(log_streams, self._planes))
         self._announce(self._listener)

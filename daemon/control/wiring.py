@@ -34,6 +34,7 @@ from daemon.plane.event_records import (
     AcceptResumedEvent,
     ListenerIdleEvent,
     PongEvent,
+    StreamEvent,
     TableReadyEvent,
 )
 from daemon.plane.table import allocate
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
     from backends.registry import Registry
     from config.settings import Settings
     from daemon.control.stream.stream import Observer, Stream
+    from daemon.plane.event_records import Event
 
 LISTENER_IDLE_WAIT_S = 2.0
 THREADS_WAIT_S = 5.0
@@ -70,12 +72,21 @@ class Planes:
         self.is_accepting = True  # false while the data plane is short of descriptors or slots
 
     def start(
-        self, listener_fd: int, observer: Observer, pong: Callable[[int], None], died: Callable[[str], None]
+        self,
+        listener_fd: int,
+        observer: Observer,
+        pong: Callable[[int], None],
+        died: Callable[[str], None],
+        contain_event: Callable[[Event, Exception], None],
     ) -> None:
-        """Start the thread and listen to it; `died` is called if it ends unasked. Raises KernelError."""
+        """Start the thread and listen to it; `died` is called if it ends unasked. Raises KernelError.
+
+        `contain_event` counts and logs an exception of a handler of one stream's event.
+        """
         settings, loop = self._settings, self._loop
         self._died = died
         self._pong = pong
+        self._contain_event = contain_event
         # The last channel is that of the thread that relays by libcurl.
         channel_count = 1 + settings.thread_pool.pool_size + bool(self.relaying)
         self.data_plane = DataPlane(settings, self.plane, listener_fd, channel_count)
@@ -98,7 +109,9 @@ class Planes:
             failed = self.relays.transfer_failed
             self.relays.transfers = Transfers(loop, channel_count - 1, event_fds[-1], command_fd, failed)
             self.watch_upstreams()
-        self._events = EventReader(event_fds[0], loop, self._handlers(), self.admission.flush, self._ended)
+        self._events = EventReader(
+            event_fds[0], loop, self._handlers(), self.admission.flush, self._ended, self._event_failed
+        )
         self._events.start()
         loop.add_reader(self.data_plane.ended_fd, essential("end of the data plane", self._ended))
 
@@ -181,6 +194,13 @@ class Planes:
             handler(AcceptPausedEvent, self._accept_paused),
             handler(AcceptResumedEvent, self._accept_resumed),
         ]
+
+    def _event_failed(self, event: Event, error: Exception) -> None:
+        """A failure about one stream ends that stream alone; one about the plane itself is essential."""
+        if not isinstance(event, StreamEvent):
+            raise error
+        self._contain_event(event, error)
+        self.admission.end_failed(event)
 
     def _table_ready(self, _event: TableReadyEvent) -> None:
         # The copy stays as it is until the next TABLE, and only we ask for one.

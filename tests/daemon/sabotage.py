@@ -1,7 +1,7 @@
 """Starts the daemon with a way to break it: on SIGUSR2 one of its planes dies, or a part of it fails.
 
-Run as `python sabotage.py data|control|callback|websocket PYTHON -m daemon OPTIONS`: what follows the kind is the
-daemon's command.
+Run as `python sabotage.py data|control|callback|websocket|handoff PYTHON -m daemon OPTIONS`: what follows the kind
+is the daemon's command.
 """
 
 from __future__ import annotations
@@ -19,6 +19,9 @@ from daemon.control.channel import events
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Generator
+
+    from backends.interface import Fields
+    from daemon.control.stream.stream import Stream
 
 T = TypeVar("T")
 KIND = sys.argv[1]
@@ -47,6 +50,20 @@ def _break_websockets() -> None:
     WebSocketProtocol.handle_events = _fail  # type: ignore[assignment,method-assign]
 
 
+def _break_handoffs() -> None:
+    """Handoffs for the user `sabotage` fail from now on, where nothing may fail."""
+    from daemon.control.admission.admission import Admission
+
+    admit = Admission._admit
+
+    def fail_one(self: Admission, stream: Stream, fields: Fields, data: bytes) -> None:
+        if fields.user_id == "sabotage":
+            _fail()
+        admit(self, stream, fields, data)
+
+    Admission._admit = fail_one  # type: ignore[method-assign]
+
+
 class _Loop(uvloop.Loop):
     """uvloop, with our signal installed as soon as it runs."""
 
@@ -62,6 +79,8 @@ class _Loop(uvloop.Loop):
             events.whole_records = _fail  # type: ignore[assignment]
         elif KIND == "websocket":
             _break_websockets()
+        elif KIND == "handoff":
+            _break_handoffs()
         else:
             _fail()
 

@@ -548,6 +548,24 @@ def test_a_callback_that_fails_is_contained(start: Callable[..., Daemon]) -> Non
     assert daemon.log.count("Traceback") == 2, "and what has had no line gets one at the end"
 
 
+def test_an_event_whose_handler_fails_ends_its_stream_alone(start: Callable[..., Daemon]) -> None:
+    daemon = start("--delay", "100", wrapper=[sys.executable, str(SABOTAGE), "handoff"])
+    with daemon.open() as other:
+        send(daemon, signal.SIGUSR2)
+        while "sabotaging" not in daemon.log:
+            time.sleep(0.01)
+        for _ in range(3):
+            answer = daemon.ask({"prompt": "Hello", "user_id": "sabotage"})
+            assert answer.status == 500, answer.raw
+            assert answer.problem["code"] == "internal_error"
+        assert read_all(other).body.endswith(DONE)
+    daemon.wait_for_metric('streaming_daemon_contained_exceptions_total{kind="event"}', 3)
+    daemon.wait_idle()
+    assert daemon.ask().body.endswith(DONE)
+    assert daemon.log.count("Traceback") == 1, "within a minute it is logged once"
+    assert daemon.stop() == 0
+
+
 # ---- what it costs
 
 

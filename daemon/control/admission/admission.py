@@ -56,9 +56,10 @@ if TYPE_CHECKING:
     from daemon.control.stream.relayed import Relayed
     from daemon.control.stream.stream import Observer
     from daemon.control.workers.pool import WorkerPool
+    from daemon.plane.event_records import StreamEvent
 
+INTERNAL_ERROR = "the server failed to handle this request"
 logger = logging.getLogger(__name__)
-
 DESCRIPTORS_RESERVED = 200  # for the process itself, and for idle connections to upstreams
 _string_at = ctypes.string_at
 _PACED_BYTES_MAX = m.PAYLOAD_BYTES_MAX - HEAD_BYTES_MAX - 2 * TEXT_BYTES_MAX  # what an OPEN holds beside a head
@@ -294,24 +295,21 @@ class Admission:
 
     def on_handoff(self, event: HandoffEvent) -> None:
         """A socket arrived: answered with exactly one OPEN."""
-        flags, slot, generation = event.flags, event.slot, event.generation
+        flags, stream = event.flags, Stream(event.slot, event.generation, event.accepted_ns)
         if flags & m.ADOPTED:
-            stream = Stream(slot, generation, event.accepted_ns)
             self._admit_adopted(stream, self._adoptions.pop(event.cookie), is_opened=bool(flags & m.OPENED))
             if self._last_word is not None:  # it was on the way when all were stopped
                 self._stop_with(stream, *self._last_word)
             return
-        wanted = self._wanted
-        found = self._inspector.inspect(event.client_fd, event.peer_fd, wanted)
+        found = self._inspector.inspect(event.client_fd, event.peer_fd, self._wanted)
         if found == NOT_A_STREAM_SOCKET:
             self._rare.warn("handoff of something that is no stream socket", "descriptor_refused")
-            self._writer.add(self._opener.dropped(slot, generation, st.DESCRIPTOR_REFUSED))
+            self._writer.add(self._opener.dropped(stream.slot, stream.generation, st.DESCRIPTOR_REFUSED))
             return
         if flags & _UNUSUAL:
             self._rare.warn("handoff with more descriptors than one", "extra_descriptors")
-        stream = Stream(slot, generation, event.accepted_ns)
         try:
-            if wanted & WANT_CREDENTIALS:
+            if self._wanted & WANT_CREDENTIALS:
                 self._gate.check_peer(found, self._inspector)
             self._gate.check_room(self.active_count)
             self._gate.check_size(flags)
@@ -432,9 +430,8 @@ class Admission:
         stream = self._streams.get(event.slot)
         if stream is None or stream.generation != event.generation:
             return  # its ENDED was on its way
-        reason = event.reason
-        is_upload_due = stream.job is not None and stream.job.awaits_upload
-        self._stop(stream, reason, expired(reason, stream.style, stream.lines, is_upload_due=is_upload_due))
+        awaits = stream.job is not None and stream.job.awaits_upload
+        self._stop(stream, event.reason, expired(event.reason, stream.style, stream.lines, is_upload_due=awaits))
 
     def on_keep_alive_due(self, event: KeepAliveDueEvent) -> None:
         """A long silence before the first byte: the head and a comment, so that nothing on the way gives up."""
@@ -465,6 +462,14 @@ class Admission:
         if stream.ended is not None:
             stream.ended(reason)
         self._observer.stream_ended(stream.backend, reason)
+
+    def end_failed(self, event: StreamEvent) -> None:
+        """The handler of this event raised an exception: end its stream. The plane drops what is not due any more."""
+        stream = self._streams.get(event.slot) or Stream(event.slot, event.generation, 0)
+        if isinstance(event, HandoffEvent):
+            self._refuse(stream, Refusal(500, "internal_error", INTERNAL_ERROR))
+        if stream.generation == event.generation:
+            self._stop_with(stream, st.BACKEND_ERROR, 500, INTERNAL_ERROR)
 
     def settle(self, last_events: Callable[[Stream], tuple[UsageEvent, EndedEvent]]) -> None:
         """The plane has been stopped. What was let in is not opened any more, whether or not its socket had come.

@@ -121,11 +121,12 @@ class Inspector:
         self._words: Any = np.zeros(1, _SCRATCH)
         self._words[0].one = 1
         self._address = int(self._words.ctypes.data)
-        self._inspect = native(PLANE, f"{__name__}.inspect", holds_gil=True)
+        self._inspect: Any = native(PLANE, f"{__name__}.inspect", is_short=True)
 
     def inspect(self, client_fd: int, peer_fd: int, options: int) -> int:
         """Check and prepare a client's descriptor: STREAM_SOCKET, or the fault."""
-        return int(self._inspect(client_fd, peer_fd, options, self._address))
+        found: int = self._inspect(client_fd, peer_fd, options, self._address)
+        return found
 
     @property
     def uid(self) -> int:

@@ -51,10 +51,14 @@ def whole_records(data: bytes) -> tuple[bytes, bytes]:
     return (data, b"") if end == len(data) else (data[:end], data[end:])
 
 
+def _raise_again(_event: Event, error: Exception) -> None:
+    raise error
+
+
 class EventReader:
     """The control plane's event channel. Every kind that comes must have a handler."""
 
-    __slots__ = ("_after", "_closed", "_fd", "_handlers", "_leftover", "_loop")
+    __slots__ = ("_after", "_closed", "_failed", "_fd", "_handlers", "_leftover", "_loop")
 
     def __init__(
         self,
@@ -63,13 +67,18 @@ class EventReader:
         handlers: Iterable[Handler],
         after: Callable[[], None],
         closed: Callable[[], None],
+        failed: Callable[[Event, Exception], None] = _raise_again,
     ) -> None:
-        """`after` follows each batch (it flushes commands); `closed` is called once when the plane's end is gone."""
+        """`after` follows each batch (it flushes commands); `closed` is called once when the plane's end is gone.
+
+        `failed` gets an event whose handler raised an exception, and the exception.
+        """
         self._fd = fd
         self._loop = loop
         self._handlers = {kind: (handle, *_DECODERS[kind]) for kind, handle in handlers}
         self._after = after
         self._closed = closed
+        self._failed = failed
         self._leftover = b""
 
     def start(self) -> None:
@@ -104,6 +113,10 @@ class EventReader:
         try:
             for offset in range(0, len(data), EVENT_BYTES):
                 handle, record, unpack_from = handlers[data[offset]]
-                handle(_new(record, unpack_from(data, offset)))
+                event = _new(record, unpack_from(data, offset))
+                try:
+                    handle(event)
+                except Exception as error:  # noqa: BLE001  (the next event belongs to another stream)
+                    self._failed(event, error)
         finally:
             self._after()

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 P = ParamSpec("P")
 R = TypeVar("R")
 
-KINDS: tuple[str, ...] = ("connection", "task", "callback", "other")
+KINDS: tuple[str, ...] = ("connection", "task", "callback", "event", "other")
 LOG_INTERVAL_S = 60.0
 
 logger = logging.getLogger(__name__)
@@ -76,13 +76,19 @@ class Containment:
 
     def contain(self, context: Mapping[str, Any]) -> None:
         """Handle an exception handler's context that is not essential; closes its connection, if it has one."""
-        kind = _kind_of(context)
-        self._counts[kind] += 1
-        message = f"contained an exception in the code of one {kind}" if kind != "other" else "contained an exception"
-        self._log.warn(message, kind, context.get("exception"), detail=context.get("message", ""))
+        self._record(_kind_of(context), context.get("exception"), context.get("message", ""))
         transport = context.get("transport")
         if transport is not None:
             transport.abort()
+
+    def contain_event(self, event: object, error: Exception) -> None:
+        """The handler of one stream's event failed; the caller ends that stream."""
+        self._record("event", error, type(event).__name__)
+
+    def _record(self, kind: str, error: BaseException | None, detail: str) -> None:
+        self._counts[kind] += 1
+        message = f"contained an exception in the code of one {kind}" if kind != "other" else "contained an exception"
+        self._log.warn(message, kind, error, detail=detail)
 
 
 def _kind_of(context: Mapping[str, Any]) -> str:

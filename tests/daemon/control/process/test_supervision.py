@@ -108,7 +108,7 @@ def test_tasks_and_callbacks_of_nobody_in_particular_are_contained(watched: Watc
 
     watched.run(begin())
     assert watched.fatal == []
-    assert watched.counts == {"connection": 0, "task": 1, "callback": 2, "other": 0}
+    assert watched.counts == {"connection": 0, "task": 1, "callback": 2, "event": 0, "other": 0}
 
 
 @pytest.mark.parametrize("how", ["callback", "timer", "reader", "task"])
