@@ -178,4 +178,4 @@ oldest-environment: | $(IN_VENV)
 
 $(OLDEST_VENV)/.test: pyproject.toml
 	@echo "==> Installing into $(OLDEST_VENV) ($$($(OLDEST_VENV)/bin/python --version))"
-	@$(OLDEST_VENV)/bin/python $(PIP) --editable '.[build,test,mel]' && touch $@
+	@$(OLDEST_VENV)/bin/python $(PIP) --editable '.[build,test,mel,plot]' && touch $@
