@@ -109,6 +109,9 @@ class Service:
         self._fit_streams_to_descriptors()
         registry = self._registry = Registry(self._settings)
         await load_libraries(needed(self._settings), self._stop_requested)
+        if self._settings.http.listen:
+            # Imported before anybody can connect: it takes a third of a second, during which nobody is served.
+            import daemon.control.http.wiring  # noqa: F401, PLC0415
         self._planes = Planes(self._loop, self._settings, registry)
         self._listener = open_listener(ListenerOptions.of(self._settings.server), os.environ)
         self._heartbeat = Heartbeat(self._notifier, self._planes.ping)

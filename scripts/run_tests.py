@@ -143,7 +143,9 @@ def _again(command: list[str], environment: Mapping[str, str], first: Report, re
 
 
 def _environment(part: Part) -> dict[str, str]:
-    return {**os.environ, **part.environment}
+    # Some hundred daemons are started: each would compile all of its Python again.
+    inherited = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    return {**inherited, **part.environment}
 
 
 def build_libraries(parts: Iterable[Part]) -> float:
