@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import gc
+import importlib
 import logging
 import os
 import sys
@@ -111,7 +112,7 @@ class Service:
         await load_libraries(needed(self._settings), self._stop_requested)
         if self._settings.http.listen:
             # Imported before anybody can connect: it takes a third of a second, during which nobody is served.
-            import daemon.control.http.wiring  # noqa: F401, PLC0415
+            importlib.import_module("daemon.control.http.wiring")
         self._planes = Planes(self._loop, self._settings, registry)
         self._listener = open_listener(ListenerOptions.of(self._settings.server), os.environ)
         self._heartbeat = Heartbeat(self._notifier, self._planes.ping)

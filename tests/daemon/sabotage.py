@@ -54,7 +54,7 @@ def _break_handoffs() -> None:
     """Handoffs for the user `sabotage` fail from now on, where nothing may fail."""
     from daemon.control.admission.admission import Admission
 
-    admit = Admission._admit
+    admit = Admission._admit  # pyright: ignore[reportPrivateUsage]
 
     def fail_one(self: Admission, stream: Stream, fields: Fields, data: bytes) -> None:
         if fields.user_id == "sabotage":
